@@ -1,0 +1,27 @@
+# Two commands for everybody: `make demo` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NATIVE := CMakeLists.txt setup.py pyproject.toml constraints.txt $(shell find kernels cmake -type f -not -path 'kernels/test/*' -not -name '*.md')
+
+.PHONY: demo test lint clean
+
+demo: $(STAMP)
+	$(BIN)/grd-edge demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Rebuilt when the native sources change; Python sources are installed in place.
+$(STAMP): $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build artifacts grd_edge/_lib *.egg-info

@@ -1,0 +1,1 @@
+"""Timers and baselines: what every figure of this project is measured with."""

@@ -1,0 +1,406 @@
+"""Bundles: written atomically, opened with every rule checked. Never imports torch.
+
+Source of the format and the rules: docs/bundle.md. The same rules are implemented in kernels/runtime/bundle.cpp.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import math
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grd_edge.errors import BundleError, InputError
+from grd_edge.files import sha256_hex, write_atomically
+from grd_edge.patches import PatchGrid
+
+SCHEMA = 1
+MANIFEST = "bundle.json"
+DECISION = "decision.json"
+MODEL = "models/fp32.onnx"
+MAX_JSON_BYTES = 1 << 20
+UNSEALED = "0" * 64
+
+_PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*){0,2}")
+_HEX = re.compile(r"[0-9a-f]{64}")
+_REBUILD = "copy the bundle again or rebuild it with: grd-edge build bundle"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle. `files` maps relative paths to the bytes that were hashed."""
+
+    path: Path
+    manifest: dict[str, Any]
+    decision: dict[str, Any] | None
+    files: dict[str, bytes]
+
+    @property
+    def seal(self) -> str:
+        return self.manifest["seal"]
+
+    @property
+    def grid(self) -> PatchGrid:
+        g = self.manifest["geometry"]
+        return PatchGrid(g["patch_h"], g["patch_w"], g["stride_y"], g["stride_x"], g["padding"])
+
+    @property
+    def threshold(self) -> float | None:
+        """Threshold of the one region, None while the bundle has no decision.json."""
+        return self.decision["regions"][0]["threshold"] if self.decision else None
+
+
+# ----------------------------------------------------------------------------------------------- writing
+
+
+def sealed(mapping: dict[str, Any]) -> bytes:
+    """JSON bytes of `mapping` with its `seal` filled in (docs/bundle.md, rule 2)."""
+    text = json.dumps({**mapping, "seal": UNSEALED}, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+    if text.count(UNSEALED) != 1:
+        raise BundleError("64 zeros occur in the bundle's description by themselves; they are reserved for the seal")
+    return text.replace(UNSEALED, sha256_hex(text.encode())).encode()
+
+
+def write_bundle(
+    path: Path,
+    manifest: dict[str, Any],
+    files: dict[str, bytes],
+    *,
+    check: Callable[[Path], None] | None = None,
+) -> Bundle:
+    """Writes a bundle without thresholds; an older bundle at `path` stays until the new one is complete.
+
+    Args:
+        path: folder that ends in `.grdb`.
+        manifest: what docs/bundle.md lists for bundle.json, without `schema`, `files` and `seal`.
+        files: relative path -> bytes.
+        check: called with the complete new bundle before it takes its place; an exception keeps the old one.
+
+    Returns:
+        The bundle as read back and verified.
+
+    Raises:
+        InputError: `path` is something else than a bundle, or cannot be written.
+        BundleError: the description breaks a rule of the format.
+    """
+    path = Path(path)
+    if path.suffix != ".grdb":
+        raise InputError(f"a bundle's name ends in .grdb, found {path.name!r}; call it {path.name}.grdb")
+    if path.is_symlink() or (path.exists() and not (path / MANIFEST).is_file()):
+        raise InputError(f"{path} exists and is not a bundle; choose another name or remove it")
+    listed = {name: {"sha256": sha256_hex(data), "bytes": len(data)} for name, data in sorted(files.items())}
+    seal_me = {"schema": SCHEMA, **manifest, "files": listed}
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", suffix=".grdb", dir=path.parent))
+        os.chmod(temporary, 0o755)
+        for name, data in {MANIFEST: sealed(seal_me), **files}.items():
+            write_atomically(temporary / name, data)
+        read_bundle(temporary)
+        if check:
+            check(temporary)
+        _replace_folder(temporary, path)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}); free space or choose another folder, "
+            "what was there before is unchanged"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return read_bundle(path)
+
+
+def write_decision(path: Path, decision: dict[str, Any]) -> Bundle:
+    """Replaces the thresholds of the bundle at `path`, atomically, without touching anything else.
+
+    Args:
+        decision: what docs/bundle.md lists for decision.json, without `schema`, `bundle` and `seal`.
+    """
+    bundle = read_bundle(path)
+    data = sealed({"schema": SCHEMA, "bundle": bundle.seal, **decision})
+    _check_decision(_unsealed(data, DECISION), bundle.seal)
+    write_atomically(Path(path) / DECISION, data)
+    return read_bundle(path)
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Puts `new` in the place of `path` in one step where the system can exchange two names, else in two."""
+    if not path.exists():
+        os.rename(new, path)
+        return
+    at_fdcwd, rename_exchange = -100, 2
+    with contextlib.suppress(OSError, AttributeError):
+        exchange = ctypes.CDLL(None, use_errno=True).renameat2
+        if exchange(at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(path), rename_exchange) == 0:
+            return  # `new` now names the old bundle, which the caller removes
+    old = Path(tempfile.mkdtemp(prefix=f".{path.stem}.old.", dir=path.parent))
+    os.rename(path, old / path.name)
+    os.rename(new, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# ----------------------------------------------------------------------------------------------- reading
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Opens and verifies a bundle: every rule of docs/bundle.md.
+
+    Raises:
+        BundleError: one sentence with the rule that is broken and the way out.
+    """
+    path = Path(path)
+    if not path.is_dir() or not (path / MANIFEST).exists():
+        raise BundleError(f"there is no bundle at {path}; build one with: grd-edge build bundle")
+    root = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        manifest = _unsealed(_read(root, MANIFEST, path, MAX_JSON_BYTES), f"{path}: {MANIFEST}")
+        with _sentence(f"{path}: {MANIFEST}"):
+            _check_manifest(manifest)
+        decision = None
+        names = _listing(root, path, manifest["files"])
+        if DECISION in names:
+            decision = _unsealed(_read(root, DECISION, path, MAX_JSON_BYTES), f"{path}: {DECISION}")
+            with _sentence(f"{path}: {DECISION}"):
+                _check_decision(decision, manifest["seal"])
+        files = {}
+        for name, entry in manifest["files"].items():
+            data = _read(root, name, path, entry["bytes"], exact=True)
+            found = sha256_hex(data)
+            if found != entry["sha256"]:
+                raise BundleError(
+                    f"{path}: {name} has sha256 {found[:12]}…, expected {entry['sha256'][:12]}…: it was changed after "
+                    f"the bundle was written; {_REBUILD}"
+                )
+            files[name] = data
+        return Bundle(path, manifest, decision, files)
+    finally:
+        os.close(root)
+
+
+@contextlib.contextmanager
+def _sentence(where: str):
+    """Turns a broken schema rule into one sentence that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise BundleError(f"{where} {what}; {_REBUILD}") from error
+
+
+def _read(root: int, name: str, path: Path, limit: int, *, exact: bool = False) -> bytes:
+    """Bytes of a regular file below `root`, no link followed at any level, read once."""
+    folder, opened = root, []
+    try:
+        *parents, last = name.split("/")
+        for parent in parents:
+            folder = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            opened.append(folder)
+        handle = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        opened.append(handle)
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{path}: {name} is not a regular file; {_REBUILD}")
+        if status.st_size > limit or (exact and status.st_size != limit):
+            word = "exactly" if exact else "at most"
+            raise BundleError(f"{path}: {name} has {status.st_size} bytes, expected {word} {limit}; {_REBUILD}")
+        with os.fdopen(os.dup(handle), "rb") as stream:
+            data = stream.read(limit + 1)
+        if len(data) != status.st_size:
+            raise BundleError(f"{path}: {name} changed while it was read; open the bundle again")
+        return data
+    except OSError as error:
+        raise BundleError(f"{path}: {name} is missing, linked or unreadable ({error.strerror}); {_REBUILD}") from error
+    finally:
+        for handle in opened:
+            os.close(handle)
+
+
+def _unsealed(data: bytes, where: str) -> dict[str, Any]:
+    """Parsed JSON object whose seal holds."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        mapping = dict(pairs)
+        if len(mapping) != len(pairs):
+            raise ValueError("a key occurs twice")
+        return mapping
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"the constant {constant} is not JSON")
+
+    try:
+        mapping = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{where} is not valid JSON ({error}); {_REBUILD}") from error
+    if not isinstance(mapping, dict):
+        raise BundleError(f"{where} does not hold a JSON object; {_REBUILD}")
+    schema = mapping.get("schema")
+    if type(schema) is int and schema > SCHEMA:
+        raise BundleError(f"{where} has schema {schema}, newer than {SCHEMA}; update grd-edge")
+    seal = mapping.get("seal")
+    if not isinstance(seal, str) or not _HEX.fullmatch(seal) or data.count(seal.encode()) != 1:
+        raise BundleError(f"{where} has no valid seal; {_REBUILD}")
+    if sha256_hex(data.replace(seal.encode(), UNSEALED.encode())) != seal:
+        raise BundleError(f"{where} does not match its seal: it was changed after it was written; {_REBUILD}")
+    return mapping
+
+
+def _listing(root: int, path: Path, files: dict[str, Any]) -> set[str]:
+    """All files below the bundle; refuses whatever is not listed."""
+    folders = {"/".join(name.split("/")[:depth]) for name in files for depth in range(1, name.count("/") + 1)}
+    found: set[str] = set()
+
+    def walk(folder: int, prefix: str) -> None:
+        with os.scandir(folder) as entries:
+            for entry in list(entries):
+                name = prefix + entry.name
+                if entry.is_dir(follow_symlinks=False) and name in folders:
+                    child = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+                    try:
+                        walk(child, name + "/")
+                    finally:
+                        os.close(child)
+                elif entry.is_file(follow_symlinks=False) and (name in files or name in (MANIFEST, DECISION)):
+                    found.add(name)
+                else:
+                    raise BundleError(f"{path}: {name!r} is not listed in {MANIFEST}, or is a link; {_REBUILD}")
+
+    try:
+        walk(root, "")
+    except OSError as error:
+        raise BundleError(f"{path} cannot be listed ({error.strerror}); {_REBUILD}") from error
+    return found
+
+
+# --------------------------------------------------------------------------------------------- the schema
+
+
+def _integer(low: int, high: int = 2**31 - 1):
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _one_of(*values: object):
+    return lambda value: any(type(value) is type(known) and value == known for known in values)
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 4096
+
+
+def _name(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[a-z0-9_-]{1,64}", value) is not None
+
+
+_GEOMETRY = {
+    "scale_px": lambda value: value is None or _integer(1, 1 << 16)(value),
+    "patch_h": _integer(11, 1 << 14),
+    "patch_w": _integer(11, 1 << 14),
+    "stride_y": _integer(1, 1 << 14),
+    "stride_x": _integer(1, 1 << 14),
+    "channels": _one_of(1, 3),
+    "padding": _one_of("error", "reflect"),
+}
+_SCORE = {
+    "decides": _one_of("phi", "phi_local"),
+    "window": _one_of("gaussian", "box"),
+    "local_window_px": _integer(1, 1 << 14),
+}
+_FILE = {"sha256": lambda v: isinstance(v, str) and _HEX.fullmatch(v) is not None, "bytes": _integer(0, 2**40)}
+_ENGINE = {
+    "target": _name,
+    "precision": _name,
+    "backend": lambda value: isinstance(value, str) and re.fullmatch(r"[a-z0-9_]{1,64}", value) is not None,
+    "file": _text,
+    "format": _name,
+    "fingerprint": lambda value: isinstance(value, dict),
+}
+_PRECISION = {
+    "chosen": lambda value: isinstance(value, dict) and all(_name(k) and _name(v) for k, v in value.items()),
+    "tried": lambda value: isinstance(value, list) and all(isinstance(item, dict) for item in value),
+    "why": lambda value: isinstance(value, str),
+}
+_REGION = {"name": _text, "threshold": lambda value: _float32(value)}
+
+
+def _float32(value: object) -> bool:
+    number = type(value) in (int, float)
+    return number and abs(value) < 3e38 and math.isfinite(value) and float(np.float32(value)) == value
+
+
+def _check_keys(value: object, rules: dict[str, Any], where: str) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"has {where} that is not an object")
+    for key in value.keys() - rules.keys():
+        raise ValueError(f"has an unknown key {where}.{key}")
+    for key, holds in rules.items():
+        if key not in value:
+            raise ValueError(f"lacks {where}.{key}")
+        if not holds(value[key]):
+            raise ValueError(f"has {where}.{key} = {str(value[key])[:40]!r}, which the schema does not allow")
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    _check_keys(
+        manifest,
+        {
+            "schema": _one_of(SCHEMA),
+            "name": _text,
+            "head": _one_of("reconstruction"),
+            "files": lambda value: isinstance(value, dict) and 0 < len(value) <= 1000,
+            "geometry": lambda value: isinstance(value, dict),
+            "score": lambda value: isinstance(value, dict),
+            "precision": lambda value: isinstance(value, dict),
+            "engines": lambda value: isinstance(value, list) and len(value) <= 100,
+            "provenance": lambda value: isinstance(value, dict),
+            "seal": _text,
+        },
+        "bundle",
+    )
+    for name, entry in manifest["files"].items():
+        if not _PATH.fullmatch(name) or name in (MANIFEST, DECISION):
+            raise ValueError(f"lists a file with a bad name {name[:60]!r}")
+        _check_keys(entry, _FILE, f"files[{name}]")
+    _check_keys(manifest["geometry"], _GEOMETRY, "geometry")
+    _check_keys(manifest["score"], _SCORE, "score")
+    _check_keys(manifest["precision"], _PRECISION, "precision")
+    seen = set()
+    for engine in manifest["engines"]:
+        _check_keys(engine, _ENGINE, "engines[]")
+        key = (engine["target"], engine["precision"])
+        if engine["file"] not in manifest["files"] or key in seen:
+            raise ValueError(f"has an engine {key[0]}-{key[1]} that is doubled or whose file is not listed")
+        seen.add(key)
+    for target, precision in manifest["precision"]["chosen"].items():
+        if (target, precision) not in seen:
+            raise ValueError(f"chooses {precision} for {target} but has no such engine")
+
+
+def _check_decision(decision: dict[str, Any], seal: str) -> None:
+    _check_keys(
+        decision,
+        {
+            "schema": _one_of(SCHEMA),
+            "bundle": _text,
+            "regions": lambda value: isinstance(value, list) and len(value) == 1,
+            "k": _integer(1),
+            "run_agreement": lambda value: type(value) in (int, float) and 0.5 < value <= 1,
+            "fit": lambda value: isinstance(value, dict),
+            "seal": _text,
+        },
+        "decision",
+    )
+    if decision["bundle"] != seal:
+        raise ValueError("belongs to another bundle; fit new thresholds with: grd-edge recalibrate")
+    _check_keys(decision["regions"][0], _REGION, "regions[0]")

@@ -1,0 +1,66 @@
+"""`grd-edge build`: from a checkpoint to what ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grd_edge.cli.common import CheckpointPath, ImageBar, Json, load_dataset, print_json, print_rows, progress
+
+app = typer.Typer(help="Build what ships: the ONNX model, or a whole bundle.", no_args_is_help=True)
+
+
+@app.command()
+def onnx(
+    checkpoint: CheckpointPath,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model to write.")] = Path("artifacts/fp32.onnx"),
+    json_: Json = False,
+) -> None:
+    """Export encoder, bottleneck and decoder to ONNX, checked against PyTorch."""
+    from grd_edge.checkpoint import read_checkpoint
+    from grd_edge.export import onnx_from_checkpoint
+    from grd_edge.files import write_atomically
+
+    data = onnx_from_checkpoint(read_checkpoint(checkpoint))
+    write_atomically(output, data)
+    result = {"model": str(output), "bytes": len(data)}
+    print_json(result) if json_ else print_rows("exported", result)
+
+
+@app.command()
+def bundle(
+    checkpoint: CheckpointPath,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Bundle to write, name.grdb.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="DIR|elpv", help="The training data: its calibration split gives the thresholds."
+        ),
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="False-reject rate; default: the checkpoint's.")] = None,
+    json_: Json = False,
+) -> None:
+    """Write a bundle for the cpu target; with --data, its thresholds too."""
+    from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle
+    from grd_edge.checkpoint import read_checkpoint
+
+    trained = read_checkpoint(checkpoint)
+    decision = trained.config.decision
+    # Everything that can be wrong with the data is found before anything is written.
+    samples = load_dataset(data, seed=trained.config.train.seed, need_test=False).calibration if data else ()
+    built = bundle_from_checkpoint(trained, output)
+    if samples:
+        with progress() as bar:
+            built = recalibrated_bundle(
+                output,
+                samples,
+                alpha=alpha or decision.alpha,
+                k=decision.k,
+                run_agreement=decision.run_agreement,
+                on_progress=ImageBar(bar, "calibrate", len(samples)),
+            )
+    engines = [f"{engine['target']}-{engine['precision']}" for engine in built.manifest["engines"]]
+    result = {"bundle": str(output), "engines": engines, "threshold": built.threshold, "seal": built.seal}
+    print_json(result) if json_ else print_rows("built", result)

@@ -1,0 +1,255 @@
+"""The one schema of all settings. Profiles are YAML files that fill it; unknown keys name the nearest known one.
+
+A configuration is a profile (`grd_edge/profiles/*.yaml`), overlaid by a user's YAML file, overlaid by single
+settings `section.key=value`. Source of the defaults: docs/method.md, sections 2 to 8.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from grd_edge.errors import ConfigError
+
+DEFAULT_PROFILE = "deepindustrial_sn_edge"
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """Shape of the networks. Patch extents are multiples of 2**len(stages)."""
+
+    channels: Literal[1, 3] = 1
+    patch_h: Positive = 128
+    patch_w: Positive = 128
+    base: Positive = 16
+    stages: tuple[Positive, ...] = (2, 2, 2, 2)
+    resample: Literal["first", "last"] = "first"
+    bottleneck: Literal["dense", "conv"] = "dense"
+    latent: Positive = 64
+    upsampling: Literal["transposed", "resize_conv", "pixel_shuffle"] = "transposed"
+    discriminator_base: Positive | None = None  # null: base; training only
+
+    @model_validator(mode="after")
+    def _patch_halves(self) -> ModelConfig:
+        step = 2 ** len(self.stages)
+        if not self.stages:
+            raise ValueError("stages is empty; give at least one stage, such as [2, 2, 2, 2]")
+        if self.patch_h % step or self.patch_w % step:
+            raise ValueError(
+                f"patch {self.patch_h}x{self.patch_w} is not a multiple of {step} px, "
+                f"which {len(self.stages)} stages need; choose a multiple"
+            )
+        return self
+
+
+class GeometryConfig(Section):
+    """Working scale and grid. scale_px null keeps native resolution; stride null is patch - 20 px."""
+
+    scale_px: Positive | None = None
+    stride_y: Positive | None = None
+    stride_x: Positive | None = None
+    padding: Literal["error", "reflect"] = "error"
+
+
+class AugmentationConfig(Section):
+    """Geometry and sensor noise, applied before the perturbation."""
+
+    rotation_deg: Annotated[float, Field(ge=0, le=180)] = 22.5
+    flip_x: bool = False
+    flip_y: bool = True
+    noise_sigma: Annotated[float, Field(ge=0, le=1)] = 0.03
+
+
+class PerturbationConfig(Section):
+    """Perlin-masked textures that the generator learns to remove."""
+
+    probability: Probability = 0.75
+    beta_min: Probability = 0.5
+    beta_max: Probability = 1.0
+    min_area_px: Positive = 25
+    textures: tuple[Literal["image", "flat", "perlin", "rgb"], ...] = ("image", "flat", "perlin")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PerturbationConfig:
+        if self.beta_min > self.beta_max:
+            raise ValueError(f"beta_min {self.beta_min} is above beta_max {self.beta_max}; swap them")
+        if not self.textures:
+            raise ValueError("textures is empty; name at least one of image, flat, perlin, rgb")
+        return self
+
+
+class LossConfig(Section):
+    """Weights of the losses; `contextual` is the pixel term of L_con."""
+
+    adversarial: Annotated[float, Field(ge=0)] = 1.0
+    contextual: Annotated[float, Field(ge=0)] = 50.0
+    encoder: Annotated[float, Field(ge=0)] = 1.0
+    noise: Annotated[float, Field(ge=0)] = 3.0
+    pixel: Literal["huber", "l1"] = "huber"
+    pixel_weight: Annotated[float, Field(ge=0)] = 2.0
+    ssim_weight: Annotated[float, Field(ge=0)] = 1.0
+
+
+class OptimizerConfig(Section):
+    lr: Annotated[float, Field(gt=0)] = 1.5e-4
+    betas: tuple[Probability, Probability] = (0.5, 0.999)
+    grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    first_cycle: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the run's steps
+    cycle_mult: Positive = 2
+    lr_floor: Probability = 0.01  # of lr, at the end of a cycle
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+
+
+class TrainConfig(Section):
+    """How long and how. Exactly one of `seconds` and `steps` bounds the run."""
+
+    batch: Positive = 16
+    seconds: Annotated[float, Field(gt=0)] | None = 240.0
+    steps: Positive | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    auxiliary_every: Positive = 1  # L_adv, L_enc and L_disc every n-th step, n-fold
+    cache_mb: Annotated[int, Field(ge=0)] = 1024
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> TrainConfig:
+        if (self.seconds is None) == (self.steps is None):
+            raise ValueError("give exactly one of train.seconds and train.steps, and null for the other")
+        return self
+
+
+class ScoreConfig(Section):
+    decides: Literal["phi", "phi_local"] = "phi"
+    window: Literal["gaussian", "box"] = "gaussian"
+    local_window_px: Positive = 21
+
+
+class DecisionConfig(Section):
+    """Thresholds are fitted on good images; k patches make a product defective."""
+
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    k: Positive = 1
+    run_agreement: Annotated[float, Field(gt=0.5, le=1)] = 0.7
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    profile: str = DEFAULT_PROFILE
+    model: ModelConfig = ModelConfig()
+    geometry: GeometryConfig = GeometryConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    perturbation: PerturbationConfig = PerturbationConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    score: ScoreConfig = ScoreConfig()
+    decision: DecisionConfig = DecisionConfig()
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+def profile_names() -> list[str]:
+    folder = resources.files("grd_edge") / "profiles"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_config(*, profile: str | None = None, path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Configuration from a profile, a YAML file over it, and `section.key=value` settings over both.
+
+    Args:
+        profile: name of a profile; default: the file's `profile` key, else `deepindustrial_sn_edge`.
+        path: YAML file of the user.
+        overrides: settings such as `train.seconds=60`; values are YAML scalars or lists.
+
+    Raises:
+        ConfigError: unreadable file, unknown profile or key (the nearest is named), value out of range.
+    """
+    user = _read_yaml(path) if path else {}
+    name = profile or user.get("profile") or DEFAULT_PROFILE
+    if not isinstance(name, str) or name not in profile_names():
+        raise ConfigError(f"there is no profile {name!r}{_nearest(str(name), profile_names())}")
+    text = (resources.files("grd_edge") / "profiles" / f"{name}.yaml").read_text(encoding="utf-8")
+    merged = _overlay(yaml.safe_load(text) or {}, user)
+    for setting in overrides:
+        key, separator, value = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"setting {setting!r} has no '='; write it as section.key=value")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"setting {setting!r} has a value that is not YAML: {_one_line(error)}") from error
+        for part in reversed(key.strip().split(".")):
+            parsed = {part: parsed}
+        merged = _overlay(merged, parsed)
+    return config_from_mapping({**merged, "profile": name})
+
+
+def config_from_mapping(mapping: dict[str, Any]) -> Config:
+    """Checked configuration from plain data (a YAML file, a checkpoint's metadata).
+
+    Raises:
+        ConfigError: names the key, the value found and what is expected.
+    """
+    try:
+        return Config.model_validate(mapping)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = [str(part) for part in first["loc"]]
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(where[:-1])
+            raise ConfigError(f"unknown setting {'.'.join(where)}{_nearest(where[-1], known)}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        found = "" if isinstance(first["input"], dict) else f" (found {first['input']!r})"
+        raise ConfigError(f"setting {'.'.join(where) or 'config'}: {message}{found}") from error
+
+
+def _known_keys(where: list[str]) -> list[str]:
+    model: Any = Config
+    for part in where:
+        model = model.model_fields[part].annotation if part in model.model_fields else Section
+    return sorted(model.model_fields)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _overlay(merged[key], value) if both else value
+    return merged
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration {path} cannot be read: {_one_line(error)}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the configuration {path} is not YAML: {_one_line(error)}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"the configuration {path} holds a {type(data).__name__}; expected sections with keys")
+    return data
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

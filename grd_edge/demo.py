@@ -1,0 +1,176 @@
+"""The main job: train, export, build, fit thresholds, and prove on test images that the engine decides like PyTorch."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grd_edge.bench.baselines import race_scores
+from grd_edge.bench.timer import Timing, interleaved, speedup
+from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle
+from grd_edge.checkpoint import write_checkpoint
+from grd_edge.config import Config, load_config
+from grd_edge.data.dataset import Dataset, Sample
+from grd_edge.data.frames import grid_from_config, read_frame
+from grd_edge.data.images import read_image
+from grd_edge.engine.torch import TorchInspector
+from grd_edge.evaluate import metrics_from_scored, parity_from_scored, scored_from_samples
+from grd_edge.files import write_atomically
+from grd_edge.metrics import auroc, paired_bootstrap
+from grd_edge.report.contact_sheet import Panel, write_contact_sheet
+from grd_edge.runtime import Inspector, active_score_variant
+from grd_edge.train import Progress, checkpoint_from_dataset, untrained_checkpoint
+
+# Solar cells come aligned and are symmetric: flips help, rotations only make the job harder.
+ELPV_SETTINGS = ("augmentation.rotation_deg=0", "augmentation.flip_x=true", "augmentation.flip_y=true")
+WORKING_SCALE_PX = 128
+TIMED_FRAMES = 60
+SHOWN_PER_CLASS = 8
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """What a front end is told: the step that begins, training progress, and images done of a pass."""
+
+    stage: Callable[[str], None] = lambda text: None
+    training: Callable[[Progress], None] = lambda progress: None
+    images: Callable[[int, int], None] = lambda done, total: None
+
+
+def demo_config(*, train_seconds: float, seed: int = 0, settings: Sequence[str] = ()) -> Config:
+    """The edge profile at working scale 128 with a time budget; `settings` overlay it."""
+    return load_config(
+        overrides=[
+            f"geometry.scale_px={WORKING_SCALE_PX}",
+            f"train.seconds={train_seconds}",
+            f"train.seed={seed}",
+            *settings,
+        ]
+    )
+
+
+def run_demo(dataset: Dataset, config: Config, out: Path, watch: Watcher = Watcher()) -> dict[str, Any]:
+    """Runs the whole way on `dataset` and writes `checkpoint.safetensors`, `<name>.grdb`, `contact_sheet.png` and
+    `summary.json` into `out`.
+
+    Returns:
+        The content of summary.json.
+    """
+    out = Path(out)
+    watch.stage(f"training on {len(dataset.train)} good images")
+    checkpoint = checkpoint_from_dataset(dataset, config, on_progress=watch.training)
+    write_checkpoint(out / "checkpoint.safetensors", checkpoint)
+
+    watch.stage("exporting and building the cpu bundle")
+    path = out / f"{dataset.name}.grdb"
+    bundle_from_checkpoint(checkpoint, path, name=dataset.name)
+    watch.stage(f"fitting the threshold on {len(dataset.calibration)} calibration images")
+    bundle = recalibrated_bundle(
+        path,
+        dataset.calibration,
+        alpha=config.decision.alpha,
+        k=config.decision.k,
+        run_agreement=config.decision.run_agreement,
+        on_progress=lambda done: watch.images(done, len(dataset.calibration)),
+    )
+
+    total = len(dataset.test)
+    reference = TorchInspector(checkpoint, threshold=bundle.threshold, k=config.decision.k)
+    scored = {}
+    with Inspector(path) as engine:
+        untrained = TorchInspector(untrained_checkpoint(config))
+        for name, inspector in (("engine", engine), ("reference", reference), ("untrained", untrained)):
+            watch.stage(f"scoring {total} test images: {name}")
+            scored[name] = scored_from_samples(
+                inspector, dataset.test, on_progress=lambda done: watch.images(done, total)
+            )
+        watch.stage("timing engine and reference in turn")
+        frames = _race_frames(engine, reference, dataset.test)
+        engine_version = engine.engine_version
+        watch.stage("drawing the contact sheet")
+        _draw(out / "contact_sheet.png", dataset, config, engine)
+    race = race_scores()
+
+    labels = scored["engine"].labels
+    gain = paired_bootstrap(auroc, scored["engine"].scores, scored["untrained"].scores, labels)
+    parity = parity_from_scored(scored["engine"], scored["reference"])
+    metrics = metrics_from_scored(scored["engine"])
+    summary = {
+        "dataset": dataset.name,
+        **metrics,
+        "image_auroc_untrained": float(auroc(scored["untrained"].scores, labels)),
+        "auroc_gain_ci95": [float(gain[0]), float(gain[1])],
+        "auroc_reference": float(auroc(scored["reference"].scores, labels)),
+        **parity,
+        "threshold": bundle.threshold,
+        "threshold_fit": bundle.decision["fit"],
+        "p50_ms": frames["engine"].p50_ms,
+        "p99_ms": frames["engine"].p99_ms,
+        "p50_ms_reference": frames["reference"].p50_ms,
+        "speedup": speedup(frames["reference"], frames["engine"]),
+        "score_speedup": race["torch_separable_min_ms"] / race["native_min_ms"],
+        "score_race_ms": race,
+        "score_variant": active_score_variant(),
+        "training": checkpoint.provenance,
+        "versions": versions(engine_version),
+    }
+    write_atomically(out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    return summary
+
+
+def versions(engine_version: str) -> dict[str, str]:
+    """What produced a result: packages, engine, processor."""
+    names = ("grd-edge", "torch", "numpy", "onnx", "onnxruntime", "openvino", "opencv-python-headless")
+    found = {name: metadata.version(name) for name in names}
+    return {**found, "python": platform.python_version(), "engine": engine_version, "cpu": cpu_name()}
+
+
+def cpu_name() -> str:
+    """Model name and usable cores of this machine's processor."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    except OSError:
+        pass
+    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+
+
+def _race_frames(engine: Inspector, reference: TorchInspector, samples: Sequence[Sample]) -> dict[str, Timing]:
+    """Frame in, decision out, interleaved over frames spread across the test split."""
+    chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(TIMED_FRAMES, len(samples))).astype(int)]
+    frames = [read_image(sample.path) for sample in chosen]
+    return interleaved(
+        {"engine": engine.inspect, "reference": reference.inspect}, rounds=max(TIMED_FRAMES, len(frames)), inputs=frames
+    )
+
+
+def _draw(path: Path, dataset: Dataset, config: Config, engine: Inspector) -> None:
+    panels = []
+    for defective in (False, True):
+        group = [sample for sample in dataset.test if sample.defective == defective]
+        for index in np.linspace(0, len(group) - 1, min(SHOWN_PER_CLASS, len(group))).astype(int):
+            sample = group[index]
+            result = engine.inspect(read_image(sample.path), heatmap=True, x_hat=True)
+            image = read_frame(sample, config)
+            rebuilt = grid_from_config(config).stitch(result.x_hat, *image.shape[1:])
+            panels.append(
+                Panel(
+                    title=f"{sample.kind} → {result.decision}\n{result.score:.3f} / {result.threshold:.3f}",
+                    image=image.transpose(1, 2, 0).squeeze(),
+                    x_hat=rebuilt.transpose(1, 2, 0).squeeze(),
+                    heatmap=result.heatmap,
+                    correct=(result.decision != "good") == sample.defective,
+                )
+            )
+    write_contact_sheet(
+        path, panels, title=f"{dataset.name}: label → decision, score / threshold (red: wrong)", columns=SHOWN_PER_CLASS
+    )

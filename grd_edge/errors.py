@@ -1,0 +1,71 @@
+"""Errors a user can meet. Every message is one sentence: what failed, what was found, what to do.
+
+GrdError
+├── InputError            images, folders, arguments                 exit code 1
+│   └── ConfigError       a profile or a setting
+├── CheckpointError       a checkpoint that cannot be used           exit code 1
+├── BundleError           a bundle that cannot be used               exit code 1
+├── EngineError           an engine that cannot be built or run      exit code 1
+├── MissingExtraError     a package of an extra is not installed     exit code 1
+└── CheckFailedError      a numeric check or a gate failed           exit code 3
+"""
+
+from __future__ import annotations
+
+import importlib
+
+
+class GrdError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(GrdError):
+    """Images, folders or arguments that cannot be used."""
+
+
+class ConfigError(InputError):
+    """A profile or setting that cannot be used."""
+
+
+class CheckpointError(GrdError):
+    """A checkpoint that cannot be used."""
+
+
+class BundleError(GrdError):
+    """A bundle that cannot be used."""
+
+
+class EngineError(GrdError):
+    """An engine that cannot be built or run."""
+
+
+class MissingExtraError(GrdError):
+    """A package that belongs to an extra is not installed."""
+
+
+class CheckFailedError(GrdError):
+    """A numeric check or a gate did not hold."""
+
+    exit_code = 3
+
+
+def require(module: str, *, extra: str, purpose: str):
+    """Imports `module`, or says which extra brings it.
+
+    Args:
+        module: dotted name of the module.
+        extra: extra of the package that installs it, such as `train`.
+        purpose: what it is needed for, as the middle of a sentence ("to decode images").
+
+    Raises:
+        MissingExtraError: the module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{module.split('.')[0]} is needed {purpose} and is not installed ({error}); "
+            f"install it with: pip install 'grd-edge[{extra}]'"
+        ) from error

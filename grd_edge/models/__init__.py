@@ -1,0 +1,1 @@
+"""Networks: the generator of DeepIndustrial-SN / GRD-Net and what it is trained with."""

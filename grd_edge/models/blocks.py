@@ -1,0 +1,118 @@
+"""Residual encoder and decoder shared by the generator and the discriminator.
+
+Source: docs/method.md, section 2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+LEAKY_SLOPE = 0.2
+
+
+def conv_bn(in_channels: int, out_channels: int, kernel_px: int, stride: int = 1) -> list[nn.Module]:
+    """Convolution without bias (BatchNorm has one), size-preserving but for its stride, and its BatchNorm."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_px, stride, padding=kernel_px // 2, bias=False)
+    return [conv, nn.BatchNorm2d(out_channels)]
+
+
+def activation() -> nn.Module:
+    return nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with BatchNorm around a skip connection; 1x1 on the skip when the shape changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv_bn(in_channels, out_channels, 3, stride)
+        self.conv2, self.bn2 = conv_bn(out_channels, out_channels, 3)
+        self.act = activation()
+        same = stride == 1 and in_channels == out_channels
+        self.skip = nn.Identity() if same else nn.Sequential(*conv_bn(in_channels, out_channels, 1, stride))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.act(self.bn1(self.conv1(x)))
+        return self.act(self.bn2(self.conv2(y)) + self.skip(x))
+
+
+class TransposedUpsampling(nn.Sequential):
+    """Transposed convolution k4 s2 p1, BatchNorm, LeakyReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        up = nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False)
+        super().__init__(up, nn.BatchNorm2d(out_channels), activation())
+
+
+class ResizeConvUpsampling(nn.Sequential):
+    """Nearest-neighbor doubling, 3x3 convolution, BatchNorm, LeakyReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            nn.Upsample(scale_factor=2, mode="nearest"), *conv_bn(in_channels, out_channels, 3), activation()
+        )
+
+
+class PixelShuffleUpsampling(nn.Sequential):
+    """3x3 convolution to four times the channels, depth-to-space, BatchNorm, LeakyReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        conv = nn.Conv2d(in_channels, 4 * out_channels, 3, padding=1, bias=False)
+        super().__init__(conv, nn.PixelShuffle(2), nn.BatchNorm2d(out_channels), activation())
+
+
+UPSAMPLING: dict[str, type[nn.Sequential]] = {
+    "transposed": TransposedUpsampling,
+    "resize_conv": ResizeConvUpsampling,
+    "pixel_shuffle": PixelShuffleUpsampling,
+}
+
+
+def _resamples(index: int, count: int, position: str) -> bool:
+    """Whether block `index` of a stage of `count` blocks is the one that changes the resolution."""
+    return index == (0 if position == "first" else count - 1)
+
+
+class Encoder(nn.Module):
+    """Stem and residual stages; stage i has width base * 2**i and halves the size once.
+
+    Shapes: (N, in_channels, H, W) -> (N, base * 2**(S-1), H / 2**S, W / 2**S), S stages.
+    """
+
+    def __init__(self, in_channels: int, base: int, stages: tuple[int, ...], resample: str) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*conv_bn(in_channels, base, 3), activation())
+        blocks: list[nn.Module] = []
+        channels = base
+        for stage, count in enumerate(stages):
+            width = base * 2**stage
+            for index in range(count):
+                blocks.append(ResidualBlock(channels, width, 2 if _resamples(index, count, resample) else 1))
+                channels = width
+        self.blocks = nn.Sequential(*blocks)
+        self.out_channels = channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks(self.stem(x))
+
+
+class Decoder(nn.Module):
+    """Mirror of the encoder: in each stage one block is an upsampling; a 3x3 convolution and a sigmoid end it."""
+
+    def __init__(self, out_channels: int, base: int, stages: tuple[int, ...], resample: str, upsampling: str) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        channels = base * 2 ** (len(stages) - 1)
+        for stage in reversed(range(len(stages))):
+            width = base * 2**stage
+            for index in range(stages[stage]):
+                resamples = _resamples(index, stages[stage], resample)
+                blocks.append((UPSAMPLING[upsampling] if resamples else ResidualBlock)(channels, width))
+                channels = width
+        self.blocks = nn.Sequential(*blocks)
+        self.out = nn.Conv2d(channels, out_channels, 3, padding=1)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return F.sigmoid(self.out(self.blocks(h)))

@@ -1,0 +1,284 @@
+"""Frames to decisions through the native library. Never imports torch.
+
+Example::
+
+    with Inspector("part.grdb") as inspector:
+        result = inspector.inspect(frame)      # uint8 or uint16, H x W or H x W x 3 (RGB)
+        if result.decision != "good": reject()
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from grd_edge import _native
+from grd_edge.errors import InputError
+
+DECISIONS = ("good", "defective", "undecided")
+
+
+@dataclass(frozen=True)
+class PatchScores:
+    """Scores of N patches: phi and phi_local (N,) float32 in [0, 2], heatmap (N, H, W) float32 or None."""
+
+    phi: np.ndarray
+    phi_local: np.ndarray
+    heatmap: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the engine says of one frame.
+
+    Attributes:
+        decision: `good`, `defective`, or `undecided` while the bundle has no thresholds.
+        score: the product's statistic, float32; NaN when a patch scored NaN.
+        threshold: float32, NaN without thresholds.
+        positions: (N, 2) int32, (y, x) of each patch in the scaled frame.
+        phi, phi_local: (N,) float32.
+        defective: (N,) bool; all False while undecided.
+        heatmap: (scaled_h, scaled_w) float32, or None when not asked for.
+        x_hat: (N, C, patch_h, patch_w) float32 reconstructions, or None when not asked for.
+        times_ms: wall time of `cut`, `infer`, `score`, `total`.
+    """
+
+    decision: str
+    score: float
+    threshold: float
+    positions: np.ndarray
+    phi: np.ndarray
+    phi_local: np.ndarray
+    defective: np.ndarray
+    heatmap: np.ndarray | None
+    x_hat: np.ndarray | None
+    times_ms: dict[str, float]
+
+
+class Inspector:
+    """An engine of a bundle, ready to inspect frames. For one thread at a time; a context manager.
+
+    Args:
+        bundle: folder of the bundle.
+        target: `cpu`.
+        precision: precision of the engine; None: the one the bundle chose.
+        threads: threads of the engine; 0: all cores.
+        batch_limit: patches per engine call.
+        score_variant: kernel variant by name; None: GRD_FORCE_VARIANT, else the fastest this CPU supports.
+        backend_dir: folder of `libgrd_backend_<name>.so`; None: beside the native library.
+
+    Raises:
+        BundleError: the bundle breaks a rule of docs/bundle.md.
+        EngineError: the backend or the vendor's libraries are missing, or the engine is refused.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        *,
+        target: str = "cpu",
+        precision: str | None = None,
+        threads: int = 0,
+        batch_limit: int = 16,
+        score_variant: str | None = None,
+        backend_dir: str | Path | None = None,
+    ) -> None:
+        self._bundle, self._handle = ctypes.c_void_p(), ctypes.c_void_p()
+        lib = self._lib = _native.library()
+        try:
+            status = lib.grd_bundle_open(str(bundle).encode(), ctypes.byref(self._bundle))
+            _native.check(status, lib.grd_bundle_message(self._bundle) if self._bundle else None)
+            self.info = _native.BundleInfo()
+            _native.check(lib.grd_bundle_get_info(self._bundle, ctypes.byref(self.info)))
+            vendor = _native.openvino_dir()
+            params = _native.InspectorParams(
+                threads=threads,
+                batch_limit=batch_limit,
+                target=target.encode(),
+                precision=precision.encode() if precision else None,
+                backend_dir=str(backend_dir or _native.library_dir()).encode(),
+                vendor_dir=vendor.encode() if vendor else None,
+                score_variant=score_variant.encode() if score_variant else None,
+            )
+            status = lib.grd_inspector_open(self._bundle, ctypes.byref(params), ctypes.byref(self._handle))
+            _native.check(status, lib.grd_inspector_message(self._handle) if self._handle else None)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Inspector:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees engine and bundle; harmless when repeated."""
+        handle, self._handle = getattr(self, "_handle", None), None
+        bundle, self._bundle = getattr(self, "_bundle", None), None
+        if handle:
+            self._lib.grd_inspector_close(handle)
+        if bundle:
+            self._lib.grd_bundle_close(bundle)
+
+    @property
+    def engine_version(self) -> str:
+        """Name and version of the engine's vendor library."""
+        self._require_open()
+        return self._lib.grd_inspector_engine_version(self._handle).decode()
+
+    def inspect(self, frame: np.ndarray, *, heatmap: bool = False, x_hat: bool = False) -> Inspection:
+        """Scores one frame and decides.
+
+        Args:
+            frame: uint8 or uint16, H x W or H x W x 3 in RGB order, any strides.
+            heatmap: also return the stitched heatmap.
+            x_hat: also return the reconstructed patches.
+
+        Raises:
+            InputError: wrong dtype or channels, or a frame smaller than a patch.
+            EngineError: inference failed.
+        """
+        self._require_open()
+        frame = np.asarray(frame)
+        source = _native.frame_view(frame)
+        h, w = frame.shape[:2]
+        grid = _native.Grid()
+        status = self._lib.grd_inspector_grid(self._handle, h, w, ctypes.byref(grid))
+        _native.check(status, self._lib.grd_inspector_message(self._handle))
+        patches = (_native.PatchResult * grid.count)()
+        result = _native.Result(patches=patches, patch_capacity=grid.count)
+        maps = rebuilt = None
+        if heatmap:
+            maps = np.empty((1, 1, grid.scaled_h, grid.scaled_w), np.float32)
+            result.heatmap = ctypes.pointer(_native.view(maps))
+        if x_hat:
+            cut = self.info.cut
+            rebuilt = np.empty((grid.count, cut.channels, cut.patch_h, cut.patch_w), np.float32)
+            result.x_hat = ctypes.pointer(_native.view(rebuilt))
+        status = self._lib.grd_inspector_inspect(self._handle, ctypes.byref(source), ctypes.byref(result))
+        _native.check(status, self._lib.grd_inspector_message(self._handle))
+        table = np.ctypeslib.as_array(patches)
+        return Inspection(
+            decision=DECISIONS[result.decision],
+            score=float(result.score),
+            threshold=float(result.threshold),
+            positions=np.stack([table["y_px"], table["x_px"]], axis=1),
+            phi=table["phi"].copy(),
+            phi_local=table["phi_local"].copy(),
+            defective=table["decision"] == 1,
+            heatmap=None if maps is None else maps[0, 0],
+            x_hat=rebuilt,
+            times_ms={stage: getattr(result, f"{stage}_ms") for stage in ("cut", "infer", "score", "total")},
+        )
+
+    def _require_open(self) -> None:
+        if not self._handle:
+            raise InputError("this inspector is closed; open a new one")
+
+
+def score_variants() -> dict[str, bool]:
+    """Scoring kernels compiled in, slowest first, and whether this CPU runs them."""
+    lib, found = _native.library(), {}
+    while name := lib.grd_score_variant_name(len(found)):
+        found[name.decode()] = bool(lib.grd_score_variant_supported(name))
+    return found
+
+
+def active_score_variant(variant: str | None = None) -> str:
+    """Name of the kernel that a call runs.
+
+    Raises:
+        InputError: the forced variant is unknown or this CPU does not support it.
+    """
+    params = _native.ScoreParams(variant=variant.encode() if variant else None)
+    name = _native.library().grd_score_variant_active(ctypes.byref(params))
+    if name is None:
+        known = ", ".join(f"{n}{'' if ok else ' (not on this CPU)'}" for n, ok in score_variants().items())
+        raise InputError(
+            f"the forced scoring variant cannot run; known: {known}; unset GRD_FORCE_VARIANT or choose one"
+        )
+    return name.decode()
+
+
+class Scorer:
+    """`grd_score_patches` for patches of one shape, with its buffers kept: (N, C, H, W) float32 pairs to scores."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int],
+        *,
+        window: str = "gaussian",
+        local_window_px: int = 21,
+        heatmap: bool = True,
+        variant: str | None = None,
+    ) -> None:
+        lib = self._lib = _native.library()
+        n, c, h, w = shape
+        self._params = _native.ScoreParams(
+            window=_native.WINDOWS[window],
+            local_window_px=local_window_px,
+            variant=active_score_variant(variant).encode(),
+        )
+        needed = lib.grd_score_workspace_bytes(ctypes.byref(self._params), c, h, w)
+        if not needed:
+            raise InputError(f"patches of {c}x{h}x{w} cannot be scored; both extents need at least 11 px")
+        self._workspace = np.empty(needed, np.uint8)
+        self._params.workspace, self._params.workspace_bytes = self._workspace.ctypes.data, needed
+        self._phi, self._local = np.empty(n, np.float32), np.empty(n, np.float32)
+        self._map = np.empty((n, 1, h, w), np.float32) if heatmap else None
+        self._map_view = _native.view(self._map) if heatmap else None
+        self._outputs = _native.ScoreOutputs(
+            phi=self._phi.ctypes.data,
+            phi_local=self._local.ctypes.data,
+            heatmap=ctypes.pointer(self._map_view) if heatmap else None,
+        )
+
+    def __call__(self, x: np.ndarray, x_hat: np.ndarray) -> PatchScores:
+        """Scores; the arrays returned are overwritten by the next call."""
+        status = self._lib.grd_score_patches(
+            ctypes.byref(self._params), _native.view(x), _native.view(x_hat), ctypes.byref(self._outputs)
+        )
+        _native.check(status)
+        return PatchScores(self._phi, self._local, None if self._map is None else self._map[:, 0])
+
+
+def score_patches(x: np.ndarray, x_hat: np.ndarray, **options) -> PatchScores:
+    """One call of `Scorer`; the same arguments by name.
+
+    Raises:
+        InputError: shapes or dtypes that do not match.
+    """
+    return Scorer(x.shape, **options)(x, x_hat)
+
+
+def cut_frame(frame: np.ndarray, grid, *, scale_px: int | None, channels: int) -> np.ndarray:
+    """Patches (N, channels, patch_h, patch_w) float32 in [0, 1] of a frame, cut by the native library.
+
+    Args:
+        frame: uint8 or uint16, H x W or H x W x 3.
+        grid: `grd_edge.patches.PatchGrid`.
+        scale_px: shorter side after area resampling; None: native resolution.
+    """
+    lib = _native.library()
+    params = _native.CutParams(
+        scale_px=scale_px or 0,
+        patch_h=grid.patch_h,
+        patch_w=grid.patch_w,
+        stride_y=grid.stride_y,
+        stride_x=grid.stride_x,
+        channels=channels,
+        padding=_native.PADDINGS[grid.padding],
+    )
+    found = _native.Grid()
+    _native.check(lib.grd_cut_grid(ctypes.byref(params), *frame.shape[:2], ctypes.byref(found)))
+    patches = np.empty((found.count, channels, grid.patch_h, grid.patch_w), np.float32)
+    source, target = _native.frame_view(frame), _native.view(patches)
+    _native.check(lib.grd_cut_frame(ctypes.byref(params), ctypes.byref(source), ctypes.byref(target), None, 0))
+    return patches

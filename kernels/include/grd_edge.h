@@ -1,0 +1,342 @@
+/* grd_edge.h - the C API of grd-edge: frames in, scores and decisions out.
+ *
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * C99, no dependency but <stddef.h> and <stdint.h>; usable from C, C++, ctypes and Rust.
+ *
+ * How to read this header
+ *   1. simplest: grd_bundle_open -> grd_inspector_open -> grd_inspector_inspect.
+ *   2. kernels alone: grd_score_patches and grd_cut_frame need no bundle and no engine.
+ *   3. own engine: fill a grd_backend, see the last section.
+ *
+ * Rules that hold everywhere
+ *   - Every function that can fail returns a grd_status; GRD_OK is 0. Outputs are untouched when the
+ *     status is an argument error (10..19); only the handle of an open function is always given.
+ *   - Structures that may grow begin with struct_size: set it to sizeof the structure. Members that a
+ *     library newer than your header knows, but your header does not, take their defaults.
+ *   - The library never prints, never exits and lets no exception cross this border.
+ *   - Memory passed in stays the caller's; memory handed out (strings) lives as long as its handle.
+ *   - A handle may be used by one thread at a time; different handles are independent.
+ *   - Decisions: positive = defective. A NaN score is never good.
+ */
+#ifndef GRD_EDGE_H
+#define GRD_EDGE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define GRD_API __attribute__((visibility("default")))
+#else
+#define GRD_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---------------------------------------------------------------- version */
+
+#define GRD_VERSION_MAJOR 0
+#define GRD_VERSION_MINOR 1
+#define GRD_VERSION_PATCH 0
+
+/* Version of the library that runs: major * 10000 + minor * 100 + patch. Compare with the macros above. */
+GRD_API int32_t grd_version(void);
+/* The same as text, "0.1.0". Static. */
+GRD_API const char *grd_version_string(void);
+
+/* ----------------------------------------------------------------- status */
+
+/* Values are pinned: they never change meaning. Grouped by tens. */
+typedef int32_t grd_status;
+enum {
+    GRD_OK = 0,
+    /* 10..19 the arguments of this call */
+    GRD_ERR_ARGUMENT = 10,     /* NULL where a pointer is required, or a value out of range */
+    GRD_ERR_STRUCT_SIZE = 11,  /* struct_size is 0 or smaller than the first release of the structure */
+    GRD_ERR_DTYPE = 12,        /* dtype not taken by this call */
+    GRD_ERR_SHAPE = 13,        /* extents not taken, or views that do not match */
+    GRD_ERR_STRIDE = 14,       /* strides not taken by this call */
+    GRD_ERR_SPACE = 15,        /* memory space not taken by this call */
+    GRD_ERR_VARIANT = 16,      /* a forced kernel variant is unknown or not supported by this CPU */
+    GRD_ERR_BUFFER = 17,       /* an output buffer is too small */
+    /* 20..29 the bundle on disk */
+    GRD_ERR_BUNDLE_MISSING = 20,   /* no bundle at that path */
+    GRD_ERR_BUNDLE_MALFORMED = 21, /* bundle.json or decision.json is not what the schema asks for */
+    GRD_ERR_BUNDLE_SCHEMA = 22,    /* written by a newer grd-edge */
+    GRD_ERR_BUNDLE_HASH = 23,      /* a file or seal does not match its sha256 */
+    GRD_ERR_BUNDLE_CONTENT = 24,   /* a file is missing, unlisted, linked, or badly named */
+    GRD_ERR_BUNDLE_ENGINE = 25,    /* the bundle holds no engine for that target and precision */
+    /* 30..39 the backend that runs the engine */
+    GRD_ERR_BACKEND_MISSING = 30,  /* libgrd_backend_<name>.so was not found */
+    GRD_ERR_BACKEND_ABI = 31,      /* the backend speaks another version of the table */
+    GRD_ERR_BACKEND_LIBRARY = 32,  /* the vendor's libraries were not found or do not load */
+    GRD_ERR_ENGINE_OPEN = 33,      /* the engine was refused by the vendor's library */
+    GRD_ERR_ENGINE_RUN = 34,       /* inference failed */
+    GRD_ERR_ENGINE_MISMATCH = 35,  /* the engine was built for another device or version */
+    GRD_ERR_DEVICE = 36,           /* no such device, or its driver refused */
+    /* 40..49 the frame */
+    GRD_ERR_FRAME_SIZE = 40,       /* smaller than a patch after scaling, or fewer patches than k */
+    GRD_ERR_FRAME_CHANNELS = 41,   /* channels the bundle cannot take */
+    /* 50..59 the system */
+    GRD_ERR_MEMORY = 50,
+    GRD_ERR_IO = 51,
+    /* 90 a defect of ours; please report */
+    GRD_ERR_INTERNAL = 90
+};
+
+/* Name of a status, such as "GRD_ERR_BUNDLE_HASH"; "GRD_ERR_UNKNOWN" for any other value. Static. */
+GRD_API const char *grd_status_name(grd_status status);
+
+/* ------------------------------------------------------------------ views */
+
+enum { /* grd_view.dtype */
+    GRD_UINT8 = 1,
+    GRD_UINT16 = 2,
+    GRD_FLOAT16 = 3, /* IEEE binary16 */
+    GRD_FLOAT32 = 4
+};
+enum { /* grd_view.space */
+    GRD_SPACE_HOST = 0
+};
+
+/* A four-dimensional array that somebody else owns. Axis order is always N, C, H, W; the memory layout is
+ * what the strides say. All strides 0 means dense row-major NCHW. Input views are never written. */
+typedef struct grd_view {
+    void *data;
+    int32_t dtype;
+    int32_t space;
+    int64_t extent[4];
+    int64_t stride_bytes[4];
+} grd_view;
+
+/* View of an interleaved frame (H rows of W pixels of C channels, as cameras and OpenCV give it; RGB order
+ * when C is 3). row_stride_bytes 0 means rows without padding. */
+GRD_API grd_view grd_view_of_frame(const void *data, int32_t dtype, int64_t h, int64_t w, int64_t c,
+                                   int64_t row_stride_bytes);
+
+/* ---------------------------------------------------------------- scoring */
+
+enum { /* grd_score_params.window */
+    GRD_WINDOW_GAUSSIAN = 0, /* 11x11, sigma 1.5, valid positions */
+    GRD_WINDOW_BOX = 1       /* 11x11 mean, zero padded */
+};
+
+typedef struct grd_score_params {
+    uint32_t struct_size;
+    int32_t window;          /* GRD_WINDOW_* */
+    int32_t local_window_px; /* w of phi_local, >= 1; 0 = 21; cut to the map's size */
+    int32_t reserved;        /* 0 */
+    const char *variant;     /* kernel variant by name; NULL = GRD_FORCE_VARIANT, else the fastest supported */
+    void *workspace;         /* grd_score_workspace_bytes bytes, any alignment; NULL = allocated per call */
+    size_t workspace_bytes;
+} grd_score_params;
+
+typedef struct grd_score_outputs {
+    uint32_t struct_size;
+    uint32_t reserved;
+    float *phi;              /* N values in [0, 2]; NULL = not wanted */
+    float *phi_local;        /* N values in [0, 2]; NULL = not wanted */
+    float *residual_min;     /* N values, least |X - X^| (channel mean); NULL = not wanted */
+    float *residual_max;     /* N values, largest |X - X^| (channel mean); NULL = not wanted */
+    const grd_view *heatmap; /* N,1,H,W FLOAT32, mean over channels of |X - X^|; NULL = not wanted */
+} grd_score_outputs;
+
+/* Scores N patches against their reconstructions in one pass (formula: docs/method.md, section 5).
+ *   x, x_hat  FLOAT32, same extents, H and W >= 11 (Gaussian), C >= 1, any strides, values nominally [0, 1].
+ * A patch that holds NaN or Inf scores NaN. Within 1e-6 of float64. Independent of batch and alignment.
+ * params NULL = defaults. Errors: 10..17, GRD_ERR_MEMORY. */
+GRD_API grd_status grd_score_patches(const grd_score_params *params, const grd_view *x, const grd_view *x_hat,
+                                     const grd_score_outputs *outputs);
+
+/* Workspace that makes grd_score_patches free of allocation for patches of this size; 0 when the size is
+ * not supported. Enough for every variant. */
+GRD_API size_t grd_score_workspace_bytes(const grd_score_params *params, int64_t c, int64_t h, int64_t w);
+
+/* The kernel variants compiled in, fastest last: "scalar", "avx2", ... grd_score_variant_name returns NULL
+ * past the end. */
+GRD_API const char *grd_score_variant_name(int32_t index);
+/* 1 when this CPU runs the variant, 0 when not or unknown. */
+GRD_API int32_t grd_score_variant_supported(const char *name);
+/* Name of the variant that a call with these params runs, NULL when the forced one cannot run. */
+GRD_API const char *grd_score_variant_active(const grd_score_params *params);
+
+/* ---------------------------------------------------------------- cutting */
+
+enum { /* grd_cut_params.padding */
+    GRD_PADDING_ERROR = 0,  /* a frame smaller than a patch is GRD_ERR_FRAME_SIZE */
+    GRD_PADDING_REFLECT = 1 /* it is grown on its lower and right side by reflection (edge not repeated) */
+};
+
+typedef struct grd_cut_params {
+    uint32_t struct_size;
+    int32_t scale_px;  /* shorter side after area resampling; 0 = native resolution */
+    int32_t patch_h;
+    int32_t patch_w;
+    int32_t stride_y;  /* 1 to patch_h, and 1 to patch_w: every pixel is in some patch */
+    int32_t stride_x;
+    int32_t channels;  /* of the patches: 1 or 3. 3 -> 1 is 0.299 R + 0.587 G + 0.114 B; 1 -> 3 is refused */
+    int32_t padding;   /* GRD_PADDING_* */
+} grd_cut_params;
+
+typedef struct grd_grid {
+    uint32_t struct_size;
+    int32_t scaled_h; /* frame after the working scale, before padding */
+    int32_t scaled_w;
+    int32_t rows;     /* patches in y and x; the last row and column shift inward */
+    int32_t cols;
+    int32_t count;    /* rows * cols */
+} grd_grid;
+
+/* Where the patches of a frame_h x frame_w frame lie. Sides are 1 to 65536 px, before and after scaling.
+ * Errors: 10..13, GRD_ERR_FRAME_SIZE. */
+GRD_API grd_status grd_cut_grid(const grd_cut_params *params, int64_t frame_h, int64_t frame_w, grd_grid *out);
+
+/* Top left corner of patch `index` (row by row) in the scaled frame. */
+GRD_API grd_status grd_cut_position(const grd_cut_params *params, const grd_grid *grid, int32_t index,
+                                    int32_t *y_px, int32_t *x_px);
+
+/* Cuts a frame (1,C,H,W; UINT8 or UINT16; C 1 or 3; any strides) into patches N,channels,patch_h,patch_w
+ * FLOAT32 in [0, 1] (dense), with scaling and grey conversion. Within 1e-6 of float64; without scaling each
+ * value is rounded once. workspace: grd_cut_workspace_bytes bytes of any alignment, or NULL to allocate. Errors: 10..17, 40, 41, GRD_ERR_MEMORY. */
+GRD_API grd_status grd_cut_frame(const grd_cut_params *params, const grd_view *frame, const grd_view *patches,
+                                 void *workspace, size_t workspace_bytes);
+GRD_API size_t grd_cut_workspace_bytes(const grd_cut_params *params, int64_t frame_h, int64_t frame_w);
+
+/* ----------------------------------------------------------------- bundle */
+
+typedef struct grd_bundle grd_bundle;
+
+typedef struct grd_bundle_info {
+    uint32_t struct_size;
+    int32_t schema;
+    grd_cut_params cut;
+    int32_t window;          /* GRD_WINDOW_* */
+    int32_t local_window_px;
+    int32_t decides_local;   /* 0: phi decides, 1: phi_local decides */
+    int32_t has_decision;    /* 0: no decision.json, nothing can be decided */
+    int32_t k;               /* patches that make a product defective; 0 without decision */
+    float threshold;         /* patch defective unless score < threshold; NaN without decision */
+    int32_t engine_count;
+} grd_bundle_info;
+
+/* Opens and verifies a bundle folder: schema, names, sizes and sha256 of every file. The bytes that were
+ * hashed are the bytes that are used later. *out receives a handle also on failure (NULL only when memory
+ * ran out): read grd_bundle_message, then close it. Errors: 10, 20..24, 50, 51. */
+GRD_API grd_status grd_bundle_open(const char *path, grd_bundle **out);
+GRD_API void grd_bundle_close(grd_bundle *bundle);
+/* One sentence about the last failure of this handle, "" when there was none. */
+GRD_API const char *grd_bundle_message(const grd_bundle *bundle);
+GRD_API grd_status grd_bundle_get_info(const grd_bundle *bundle, grd_bundle_info *out);
+/* Target and precision of engine `index`; NULL past the end. */
+GRD_API const char *grd_bundle_engine_target(const grd_bundle *bundle, int32_t index);
+GRD_API const char *grd_bundle_engine_precision(const grd_bundle *bundle, int32_t index);
+
+/* -------------------------------------------------------------- inspector */
+
+typedef struct grd_inspector grd_inspector;
+
+typedef struct grd_inspector_params {
+    uint32_t struct_size;
+    int32_t threads;         /* of the engine; 0 = all cores */
+    int32_t batch_limit;     /* patches per engine call, 1..1024; 0 = 16 */
+    int32_t reserved;        /* 0 */
+    const char *target;      /* NULL = "cpu" */
+    const char *precision;   /* NULL = the one the bundle chose for that target */
+    const char *backend_dir; /* folder of libgrd_backend_<name>.so; NULL = the folder of this library */
+    const char *vendor_dir;  /* folder of the vendor's libraries; NULL = GRD_VENDOR_DIR, else the backend's own
+                                folder, else the loader's path */
+    const char *score_variant; /* as grd_score_params.variant */
+} grd_inspector_params;
+
+enum { /* decisions; anything but GRD_GOOD must be rejected */
+    GRD_GOOD = 0,
+    GRD_DEFECTIVE = 1,
+    GRD_UNDECIDED = 2 /* the bundle has no thresholds yet */
+};
+
+typedef struct grd_patch_result {
+    int32_t y_px; /* top left corner in the scaled frame */
+    int32_t x_px;
+    int32_t decision; /* GRD_GOOD, GRD_DEFECTIVE or GRD_UNDECIDED */
+    int32_t reserved;
+    float phi;
+    float phi_local;
+} grd_patch_result;
+
+typedef struct grd_result {
+    uint32_t struct_size;
+    int32_t decision;        /* of the product: defective when at least k patches are */
+    int32_t patch_count;
+    int32_t defective_count;
+    float score;             /* k-th largest deciding score (largest without decision); NaN when any patch scored
+                                NaN, which counts as one defective patch */
+    float threshold;         /* NaN without decision */
+    double cut_ms;           /* wall time of each stage */
+    double infer_ms;
+    double score_ms;
+    double total_ms;
+    /* set by the caller before the call: */
+    grd_patch_result *patches; /* NULL = not wanted */
+    int64_t patch_capacity;    /* elements; fewer than patch_count is GRD_ERR_BUFFER */
+    const grd_view *heatmap;   /* 1,1,scaled_h,scaled_w FLOAT32, overlaps averaged; NULL = not wanted */
+    const grd_view *x_hat;     /* N,C,patch_h,patch_w FLOAT32 dense reconstructions; NULL = not wanted */
+} grd_result;
+
+/* Loads an engine of the bundle. The bundle must stay open as long as the inspector. *out receives a handle
+ * also on failure, as in grd_bundle_open. params NULL = defaults. Errors: 10, 11, 13, 16, 25, 30..36, 50. */
+GRD_API grd_status grd_inspector_open(const grd_bundle *bundle, const grd_inspector_params *params,
+                                      grd_inspector **out);
+GRD_API void grd_inspector_close(grd_inspector *inspector);
+GRD_API const char *grd_inspector_message(const grd_inspector *inspector);
+/* Name and version of the engine's vendor library, for logs. */
+GRD_API const char *grd_inspector_engine_version(const grd_inspector *inspector);
+/* Patches of a frame of this size: how large the caller's arrays must be. */
+GRD_API grd_status grd_inspector_grid(const grd_inspector *inspector, int64_t frame_h, int64_t frame_w,
+                                      grd_grid *out);
+/* Frame in, decision out. frame as in grd_cut_frame. Memory is allocated only when a frame needs more of it
+ * than every frame before. The first frame of a new patch count may take longer: engines are prepared for the
+ * batch sizes they meet. Inspect one frame before the line starts. Errors: 10..17, 33, 34, 40, 41, 50. */
+GRD_API grd_status grd_inspector_inspect(grd_inspector *inspector, const grd_view *frame, grd_result *result);
+
+/* ---------------------------------------------------- backends (advanced) */
+
+/* A backend runs engines of one kind. It is a shared library libgrd_backend_<name>.so that exports
+ * grd_backend_table; bundles name the backend of each engine. */
+#define GRD_BACKEND_ABI 1
+
+typedef struct grd_engine_desc {
+    uint32_t struct_size;
+    int32_t threads;        /* 0 = all cores */
+    int32_t batch_limit;    /* largest N of engine_infer */
+    int32_t channels;
+    int32_t patch_h;
+    int32_t patch_w;
+    const void *bytes;      /* the engine file, verified; valid during engine_open only */
+    size_t byte_count;
+    const char *format;     /* "onnx", ... as the bundle says */
+    const char *precision;  /* "fp32", "bf16", "fp16", "int8" */
+    const char *vendor_dir; /* may be NULL */
+} grd_engine_desc;
+
+typedef struct grd_backend {
+    uint32_t struct_size;
+    uint32_t abi;            /* GRD_BACKEND_ABI */
+    const char *name;
+    /* Detail text of a failure goes to message (NUL-terminated, at most message_bytes). */
+    grd_status (*engine_open)(const grd_engine_desc *desc, void **engine, char *message, size_t message_bytes);
+    /* x and x_hat: dense FLOAT32 N,C,patch_h,patch_w with 1 <= N <= batch_limit; blocks until done. */
+    grd_status (*engine_infer)(void *engine, const grd_view *x, const grd_view *x_hat, char *message,
+                               size_t message_bytes);
+    const char *(*engine_version)(void *engine);
+    void (*engine_close)(void *engine);
+} grd_backend;
+
+typedef const grd_backend *(*grd_backend_table_fn)(void);
+/* A backend library exports: const grd_backend *grd_backend_table(void); */
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* GRD_EDGE_H */

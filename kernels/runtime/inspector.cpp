@@ -1,0 +1,393 @@
+/* inspector.cpp - one frame in, one decision out: cut, infer, score, decide.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <vector>
+
+#include "../patchify/patchify.h"
+#include "backend.h"
+#include "bundle.h"
+#include "failure.h"
+
+namespace grd {
+namespace {
+
+/* Memory that only grows, aligned for vector loads. */
+class Buffer {
+public:
+    Buffer() = default;
+    ~Buffer() { std::free(data_); }
+    Buffer(const Buffer &) = delete;
+    Buffer &operator=(const Buffer &) = delete;
+
+    void reserve(size_t bytes) {
+        if (bytes <= size_) return;
+        void *grown = nullptr;
+        if (::posix_memalign(&grown, 64, bytes) != 0) throw std::bad_alloc();
+        std::free(data_);
+        data_ = grown;
+        size_ = bytes;
+    }
+    float *floats() const { return static_cast<float *>(data_); }
+    void *data() const { return data_; }
+    size_t size() const { return size_; }
+
+private:
+    void *data_ = nullptr;
+    size_t size_ = 0;
+};
+
+class Stopwatch {
+public:
+    /* Milliseconds since the last lap. */
+    double lap_ms() {
+        const auto now = std::chrono::steady_clock::now();
+        const double ms = std::chrono::duration<double, std::milli>(now - last_).count();
+        last_ = now;
+        return ms;
+    }
+
+private:
+    std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+grd_view dense_view(float *data, int64_t n, int64_t c, int64_t h, int64_t w) {
+    grd_view view = {};
+    view.data = data;
+    view.dtype = GRD_FLOAT32;
+    view.space = GRD_SPACE_HOST;
+    view.extent[0] = n, view.extent[1] = c, view.extent[2] = h, view.extent[3] = w;
+    return view;
+}
+
+/* Checks a view that the caller wants filled. */
+void check_output(const grd_view &view, const char *name, int64_t n, int64_t c, int64_t h, int64_t w, bool dense) {
+    if (view.data == nullptr) fail(GRD_ERR_ARGUMENT, text("result.%s has no data; pass NULL when it is not wanted", name));
+    if (view.dtype != GRD_FLOAT32) fail(GRD_ERR_DTYPE, text("result.%s has dtype %d, expected FLOAT32", name, view.dtype));
+    if (view.space != GRD_SPACE_HOST) fail(GRD_ERR_SPACE, text("result.%s lies in space %d, expected host memory", name, view.space));
+    const int64_t want[4] = {n, c, h, w};
+    const int64_t strides[4] = {c * h * w * 4, h * w * 4, w * 4, 4};
+    bool unset = true;
+    for (int i = 0; i < 4; ++i) unset = unset && view.stride_bytes[i] == 0;
+    for (int i = 0; i < 4; ++i)
+        if (view.extent[i] != want[i])
+            fail(GRD_ERR_SHAPE, text("result.%s is %lldx%lldx%lldx%lld, expected %lldx%lldx%lldx%lld; ask grd_inspector_grid first", name,
+                                     static_cast<long long>(view.extent[0]), static_cast<long long>(view.extent[1]),
+                                     static_cast<long long>(view.extent[2]), static_cast<long long>(view.extent[3]),
+                                     static_cast<long long>(n), static_cast<long long>(c), static_cast<long long>(h),
+                                     static_cast<long long>(w)));
+    for (int i = 0; dense && i < 4; ++i)
+        if (!unset && want[i] > 1 && view.stride_bytes[i] != strides[i])
+            fail(GRD_ERR_STRIDE, text("result.%s has strides, expected dense memory", name));
+}
+
+} // namespace
+} // namespace grd
+
+struct grd_inspector {
+    mutable std::string message; /* also of calls that change nothing else */
+    std::string variant;
+    std::string engine_version;
+    grd_bundle_info info = {};
+    int32_t batch_limit = 0;
+    const grd_backend *backend = nullptr;
+    void *engine = nullptr;
+    grd::Buffer cut_workspace, score_workspace, x, x_hat, phi, phi_local, sorted, heatmaps, line;
+
+    ~grd_inspector() {
+        if (engine != nullptr) backend->engine_close(engine);
+    }
+
+    grd_score_params score_params() const {
+        grd_score_params params = {};
+        params.struct_size = sizeof(params);
+        params.window = info.window;
+        params.local_window_px = info.local_window_px;
+        params.variant = variant.empty() ? nullptr : variant.c_str();
+        params.workspace = score_workspace.data();
+        params.workspace_bytes = score_workspace.size();
+        return params;
+    }
+};
+
+namespace grd {
+namespace {
+
+/* What a failed cut has to say. */
+[[noreturn]] void fail_cut(grd_status status, const grd_view &frame, const grd_cut_params &cut) {
+    const std::string size = text("frame %lldx%lldx%lld", static_cast<long long>(frame.extent[2]),
+                                  static_cast<long long>(frame.extent[3]), static_cast<long long>(frame.extent[1]));
+    switch (status) {
+    case GRD_ERR_FRAME_SIZE:
+        fail(status, size + text(" is smaller than a patch of %dx%d at working scale %d px; use larger frames, or a bundle with padding \"reflect\"",
+                                 cut.patch_h, cut.patch_w, cut.scale_px));
+    case GRD_ERR_FRAME_CHANNELS:
+        fail(status, size + text(" has channels that this bundle cannot take, it works on %d; give frames of %s", cut.channels,
+                                 cut.channels == 1 ? "1 channel or 3 (RGB)" : "3 channels (RGB)"));
+    case GRD_ERR_SHAPE:
+        fail(status, size + text(" of %lld images is not taken, expected one image with sides of 1 to %lld px before and after scaling",
+                                 static_cast<long long>(frame.extent[0]), static_cast<long long>(kMaxSidePx)));
+    case GRD_ERR_DTYPE:
+        fail(status, size + text(" has dtype %d, expected UINT8 or UINT16", frame.dtype));
+    case GRD_ERR_SPACE:
+        fail(status, size + text(" lies in space %d, expected host memory", frame.space));
+    case GRD_ERR_ARGUMENT:
+        fail(status, size + " has no data; set view.data");
+    default:
+        fail(status, size + " cannot be cut (" + grd_status_name(status) + ")");
+    }
+}
+
+grd_grid grid_of_frame(const grd_inspector &inspector, const grd_view &frame) {
+    grd_grid grid = {};
+    grid.struct_size = sizeof(grid);
+    const grd_status status = grd_cut_grid(&inspector.info.cut, frame.extent[2], frame.extent[3], &grid);
+    if (status != GRD_OK) fail_cut(status, frame, inspector.info.cut);
+    return grid;
+}
+
+void check_open_params(const grd_inspector_params &params) {
+    if (params.struct_size < sizeof(grd_inspector_params))
+        fail(GRD_ERR_STRUCT_SIZE, text("params.struct_size is %u, expected at least %zu", params.struct_size, sizeof(grd_inspector_params)));
+    if (params.threads < 0 || params.threads > 4096) fail(GRD_ERR_ARGUMENT, text("threads is %d, expected 0 (all cores) to 4096", params.threads));
+    if (params.batch_limit < 0 || params.batch_limit > 1024)
+        fail(GRD_ERR_ARGUMENT, text("batch_limit is %d, expected 1 to 1024, or 0 for 16", params.batch_limit));
+    if (params.reserved != 0) fail(GRD_ERR_ARGUMENT, text("params.reserved is %d, expected 0", params.reserved));
+}
+
+const Engine &chosen_engine(const grd_bundle &bundle, const grd_inspector_params &params) {
+    const std::string target = params.target != nullptr ? params.target : "cpu";
+    std::string precision = params.precision != nullptr ? params.precision : "";
+    const auto chosen = bundle.description.chosen.find(target);
+    const bool choice_missing = params.precision == nullptr && chosen == bundle.description.chosen.end();
+    if (params.precision == nullptr && !choice_missing) precision = chosen->second;
+    std::string held;
+    for (const Engine &engine : bundle.description.engines) {
+        if (engine.target == target && engine.precision == precision) return engine;
+        held += (held.empty() ? "" : ", ") + engine.target + " " + engine.precision;
+    }
+    fail(GRD_ERR_BUNDLE_ENGINE, "bundle " + bundle.path + " holds no engine for target " + quoted(target) +
+                                    (choice_missing ? " and chooses no precision for it" : " and precision " + quoted(precision)) +
+                                    "; it holds: " + (held.empty() ? "none" : held));
+}
+
+void open_engine(const grd_bundle &bundle, const grd_inspector_params &params, grd_inspector *inspector) {
+    const Engine &engine = chosen_engine(bundle, params);
+    inspector->backend = backend_by_name(engine.backend, params.backend_dir);
+    const Bytes &bytes = bundle.engine_bytes.at(engine.file);
+    grd_engine_desc desc = {};
+    desc.struct_size = sizeof(desc);
+    desc.threads = params.threads;
+    desc.batch_limit = inspector->batch_limit;
+    desc.channels = inspector->info.cut.channels;
+    desc.patch_h = inspector->info.cut.patch_h;
+    desc.patch_w = inspector->info.cut.patch_w;
+    desc.bytes = bytes.data.get();
+    desc.byte_count = bytes.count;
+    desc.format = engine.format.c_str();
+    desc.precision = engine.precision.c_str();
+    desc.vendor_dir = params.vendor_dir;
+    char message[1024] = "";
+    void *opened = nullptr;
+    const grd_status status = inspector->backend->engine_open(&desc, &opened, message, sizeof(message));
+    message[sizeof(message) - 1] = '\0';
+    const std::string what = "bundle " + bundle.path + ": engine " + engine.target + " " + engine.precision + " (" + engine.file + "): ";
+    if (status != GRD_OK) fail(status, what + (message[0] != '\0' ? message : "the backend refused it without a reason"));
+    if (opened == nullptr) fail(GRD_ERR_ENGINE_OPEN, what + "the backend gave no engine; reinstall it");
+    inspector->engine = opened;
+    const char *version = inspector->backend->engine_version(opened);
+    inspector->engine_version = version != nullptr ? version : "";
+}
+
+/* Batches of nearly equal size: 17 patches at a limit of 16 are 9 and 8, not 16 and 1, which a CPU finishes sooner
+ * and which needs no more than two sizes for any frame. */
+void infer(grd_inspector *inspector, int32_t count) {
+    const grd_cut_params &cut = inspector->info.cut;
+    const int64_t patch_floats = static_cast<int64_t>(cut.channels) * cut.patch_h * cut.patch_w;
+    const int32_t batches = (count + inspector->batch_limit - 1) / inspector->batch_limit;
+    int32_t done = 0;
+    for (int32_t batch = 0; batch < batches; ++batch) {
+        const int32_t n = count / batches + (batch < count % batches ? 1 : 0);
+        const grd_view x = dense_view(inspector->x.floats() + done * patch_floats, n, cut.channels, cut.patch_h, cut.patch_w);
+        const grd_view x_hat = dense_view(inspector->x_hat.floats() + done * patch_floats, n, cut.channels, cut.patch_h, cut.patch_w);
+        char message[1024] = "";
+        const grd_status status = inspector->backend->engine_infer(inspector->engine, &x, &x_hat, message, sizeof(message));
+        message[sizeof(message) - 1] = '\0';
+        if (status != GRD_OK) fail(status, text("inference of patches %d to %d failed: %s", done, done + n - 1, message[0] != '\0' ? message : "no reason given"));
+        done += n;
+    }
+}
+
+void score(grd_inspector *inspector, const grd_grid &grid, bool with_heatmap) {
+    const grd_cut_params &cut = inspector->info.cut;
+    const grd_view x = dense_view(inspector->x.floats(), grid.count, cut.channels, cut.patch_h, cut.patch_w);
+    const grd_view x_hat = dense_view(inspector->x_hat.floats(), grid.count, cut.channels, cut.patch_h, cut.patch_w);
+    const grd_view heatmaps = dense_view(inspector->heatmaps.floats(), grid.count, 1, cut.patch_h, cut.patch_w);
+    grd_score_outputs outputs = {};
+    outputs.struct_size = sizeof(outputs);
+    outputs.phi = inspector->phi.floats();
+    outputs.phi_local = inspector->phi_local.floats();
+    outputs.heatmap = with_heatmap ? &heatmaps : nullptr;
+    const grd_score_params params = inspector->score_params();
+    const grd_status status = grd_score_patches(&params, &x, &x_hat, &outputs);
+    if (status != GRD_OK)
+        fail(status, text("patches of %dx%dx%d cannot be scored (%s)", cut.channels, cut.patch_h, cut.patch_w, grd_status_name(status)));
+}
+
+/* The k-th largest of the deciding scores, k <= count. NaN when any is NaN. */
+float product_score(const float *scores, int32_t count, int32_t k, float *sorted) {
+    for (int32_t i = 0; i < count; ++i) {
+        if (std::isnan(scores[i])) return std::numeric_limits<float>::quiet_NaN();
+        sorted[i] = scores[i];
+    }
+    float *kth = sorted + k - 1;
+    std::nth_element(sorted, kth, sorted + count, std::greater<float>());
+    return *kth;
+}
+
+void check_result(const grd_inspector &inspector, const grd_grid &grid, const grd_result &result) {
+    const grd_cut_params &cut = inspector.info.cut;
+    if (inspector.info.has_decision && grid.count < inspector.info.k) /* it could never be rejected */
+        fail(GRD_ERR_FRAME_SIZE, text("the frame has %d patches, fewer than the k of %d that make a product defective; use larger frames, or recalibrate with a smaller k",
+                                      grid.count, inspector.info.k));
+    if (result.patches != nullptr && result.patch_capacity < grid.count)
+        fail(GRD_ERR_BUFFER, text("result.patches holds %lld, the frame has %d patches; ask grd_inspector_grid first",
+                                  static_cast<long long>(result.patch_capacity), grid.count));
+    if (result.heatmap != nullptr) check_output(*result.heatmap, "heatmap", 1, 1, grid.scaled_h, grid.scaled_w, false);
+    if (result.x_hat != nullptr) check_output(*result.x_hat, "x_hat", grid.count, cut.channels, cut.patch_h, cut.patch_w, true);
+}
+
+void decide(grd_inspector *inspector, const grd_grid &grid, grd_result *result) {
+    const grd_bundle_info &info = inspector->info;
+    const float *phi = inspector->phi.floats(), *phi_local = inspector->phi_local.floats();
+    const float *deciding = info.decides_local ? phi_local : phi;
+    int32_t defective = 0;
+    for (int32_t i = 0; i < grid.count; ++i) {
+        const bool bad = info.has_decision && !(deciding[i] < info.threshold); /* true for NaN */
+        defective += bad ? 1 : 0;
+        if (result->patches == nullptr) continue;
+        grd_patch_result patch = {};
+        grd_cut_position(&info.cut, &grid, i, &patch.y_px, &patch.x_px);
+        patch.decision = !info.has_decision ? GRD_UNDECIDED : bad ? GRD_DEFECTIVE : GRD_GOOD;
+        patch.phi = phi[i];
+        patch.phi_local = phi_local[i];
+        result->patches[i] = patch;
+    }
+    result->score = product_score(deciding, grid.count, info.has_decision ? info.k : 1, inspector->sorted.floats());
+    result->threshold = info.threshold;
+    result->patch_count = grid.count;
+    result->defective_count = defective;
+    result->decision = !info.has_decision ? GRD_UNDECIDED : defective >= info.k ? GRD_DEFECTIVE : GRD_GOOD;
+}
+
+grd_status inspect(grd_inspector *inspector, const grd_view *frame, grd_result *result) {
+    if (inspector->engine == nullptr) fail(GRD_ERR_ARGUMENT, "this inspector did not open; read the message of grd_inspector_open");
+    if (frame == nullptr || result == nullptr) fail(GRD_ERR_ARGUMENT, "frame and result must not be NULL");
+    if (result->struct_size < sizeof(grd_result))
+        fail(GRD_ERR_STRUCT_SIZE, text("result.struct_size is %u, expected at least %zu", result->struct_size, sizeof(grd_result)));
+    Stopwatch total, stage;
+    const grd_cut_params &cut = inspector->info.cut;
+    const grd_grid grid = grid_of_frame(*inspector, *frame);
+    check_result(*inspector, grid, *result);
+
+    const size_t count = static_cast<size_t>(grid.count), floats = sizeof(float);
+    const size_t patch_px = static_cast<size_t>(cut.patch_h) * static_cast<size_t>(cut.patch_w);
+    const size_t patches_bytes = count * static_cast<size_t>(cut.channels) * patch_px * floats;
+    inspector->cut_workspace.reserve(grd_cut_workspace_bytes(&cut, frame->extent[2], frame->extent[3]));
+    inspector->x.reserve(patches_bytes);
+    inspector->x_hat.reserve(patches_bytes);
+    for (Buffer *scores : {&inspector->phi, &inspector->phi_local, &inspector->sorted}) scores->reserve(count * floats);
+    if (result->heatmap != nullptr) {
+        inspector->heatmaps.reserve(count * patch_px * floats);
+        inspector->line.reserve(static_cast<size_t>(grid.scaled_w) * floats);
+    }
+
+    const grd_view patches = dense_view(inspector->x.floats(), grid.count, cut.channels, cut.patch_h, cut.patch_w);
+    const grd_status status =
+        grd_cut_frame(&cut, frame, &patches, inspector->cut_workspace.data(), inspector->cut_workspace.size());
+    if (status != GRD_OK) fail_cut(status, *frame, cut);
+    const double cut_ms = stage.lap_ms();
+    infer(inspector, grid.count);
+    const double infer_ms = stage.lap_ms();
+    score(inspector, grid, result->heatmap != nullptr);
+    if (result->heatmap != nullptr)
+        stitch(cut, grid, inspector->heatmaps.floats(), *result->heatmap, inspector->line.floats());
+    const double score_ms = stage.lap_ms();
+    decide(inspector, grid, result);
+    if (result->x_hat != nullptr) std::memcpy(result->x_hat->data, inspector->x_hat.data(), patches_bytes);
+    result->cut_ms = cut_ms;
+    result->infer_ms = infer_ms;
+    result->score_ms = score_ms;
+    result->total_ms = total.lap_ms();
+    return GRD_OK;
+}
+
+} // namespace
+} // namespace grd
+
+grd_status grd_inspector_open(const grd_bundle *bundle, const grd_inspector_params *params, grd_inspector **out) {
+    if (out == nullptr) return GRD_ERR_ARGUMENT;
+    *out = nullptr;
+    grd_inspector *inspector = new (std::nothrow) grd_inspector();
+    if (inspector == nullptr) return GRD_ERR_MEMORY;
+    *out = inspector;
+    return grd::guarded(&inspector->message, [&]() -> grd_status {
+        if (bundle == nullptr || !bundle->verified) grd::fail(GRD_ERR_ARGUMENT, "the bundle is not open; check the status of grd_bundle_open");
+        grd_inspector_params used = {};
+        used.struct_size = sizeof(used);
+        if (params != nullptr) {
+            grd::check_open_params(*params);
+            used = *params;
+        }
+        inspector->info = bundle->description.info;
+        inspector->batch_limit = used.batch_limit > 0 ? used.batch_limit : 16;
+        inspector->variant = used.score_variant != nullptr ? used.score_variant : "";
+        const grd_score_params scoring = inspector->score_params();
+        if (grd_score_variant_active(&scoring) == nullptr)
+            grd::fail(GRD_ERR_VARIANT, "score variant " + grd::quoted(scoring.variant != nullptr ? scoring.variant : "of GRD_FORCE_VARIANT") +
+                                           " is unknown or not supported by this CPU; leave it out to use the fastest");
+        const grd_cut_params &cut = inspector->info.cut;
+        const size_t workspace = grd_score_workspace_bytes(&scoring, cut.channels, cut.patch_h, cut.patch_w);
+        if (workspace == 0)
+            grd::fail(GRD_ERR_SHAPE, grd::text("patches of %dx%d cannot be scored, the window needs at least 11x11; rebuild the bundle with larger patches",
+                                               cut.patch_h, cut.patch_w));
+        inspector->score_workspace.reserve(workspace);
+        grd::open_engine(*bundle, used, inspector);
+        return GRD_OK;
+    });
+}
+
+void grd_inspector_close(grd_inspector *inspector) { delete inspector; }
+
+const char *grd_inspector_message(const grd_inspector *inspector) {
+    return inspector == nullptr ? "" : inspector->message.c_str();
+}
+
+const char *grd_inspector_engine_version(const grd_inspector *inspector) {
+    return inspector == nullptr ? "" : inspector->engine_version.c_str();
+}
+
+grd_status grd_inspector_grid(const grd_inspector *inspector, int64_t frame_h, int64_t frame_w, grd_grid *out) {
+    if (inspector == nullptr) return GRD_ERR_ARGUMENT;
+    return grd::guarded(&inspector->message, [&]() -> grd_status {
+        if (inspector->engine == nullptr || out == nullptr) grd::fail(GRD_ERR_ARGUMENT, "grd_inspector_grid needs an open inspector and a grid");
+        if (out->struct_size < sizeof(grd_grid))
+            grd::fail(GRD_ERR_STRUCT_SIZE, grd::text("grid.struct_size is %u, expected at least %zu", out->struct_size, sizeof(grd_grid)));
+        const uint32_t struct_size = out->struct_size;
+        const grd_view frame = grd_view_of_frame(nullptr, GRD_UINT8, frame_h, frame_w, inspector->info.cut.channels, 1);
+        *out = grd::grid_of_frame(*inspector, frame);
+        out->struct_size = struct_size;
+        return GRD_OK;
+    });
+}
+
+grd_status grd_inspector_inspect(grd_inspector *inspector, const grd_view *frame, grd_result *result) {
+    if (inspector == nullptr) return GRD_ERR_ARGUMENT;
+    return grd::guarded(&inspector->message, [&] { return grd::inspect(inspector, frame, result); });
+}

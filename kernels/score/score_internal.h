@@ -1,0 +1,104 @@
+/* score_internal.h - what dispatch (score.cpp) and the scoring variants share.
+ *
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * Each variant is compiled with the flags of its own instruction set. Everything here is therefore a plain
+ * type, a constant, or local to its file (`static`, unnamed namespace): of an inline function with external
+ * linkage the linker keeps one copy, and that could be the one compiled for a newer CPU.
+ */
+#ifndef GRD_SCORE_INTERNAL_H
+#define GRD_SCORE_INTERNAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+namespace grd::score {
+
+/* The Gaussian window: exp(-k^2 / (2 * 1.5^2)) for k = -5..5, divided by its sum.
+ * Source: docs/method.md section 5; the values are rounded to double from 40 digits. */
+constexpr int kTaps = 11;
+constexpr int kReach = kTaps / 2;
+constexpr double kGaussian[kTaps] = {
+    0.0010283800844791099, 0.007598758135239184, 0.03600077212843082, 0.10936068950970002,
+    0.2130055377112537,    0.26601172486179436,  0.2130055377112537,  0.10936068950970002,
+    0.03600077212843082,   0.007598758135239184, 0.0010283800844791099};
+
+/* C1 = (K1 L)^2 and C2 = (K2 L)^2 with K1 = 0.01, K2 = 0.03, L = 1. Source: docs/method.md section 5. */
+constexpr double kC1 = 0.01 * 0.01;
+constexpr double kC2 = 0.03 * 0.03;
+
+/* One call: the size of a patch and what is wanted of it. */
+struct Job {
+    int64_t c, h, w;
+    int64_t map_h, map_w; /* of the distance map: h - 10, w - 10 (Gaussian) or h, w (box) */
+    int64_t local;        /* side of the phi_local window, already cut to the map */
+    bool box;             /* 11x11 mean, zero padded, instead of the Gaussian */
+    bool want_phi;
+    bool want_local;
+    bool want_residual;   /* residual_min, residual_max or the heatmap */
+};
+
+/* One patch: where its pixels lie. Strides in bytes, any sign; pointers need no alignment. */
+struct Image {
+    const char *data;
+    int64_t stride_c, stride_y, stride_x;
+};
+struct Patch {
+    Image x, x_hat;
+    char *heatmap; /* NULL = not wanted */
+    int64_t heatmap_stride_y, heatmap_stride_x;
+};
+
+/* One patch's figures. Those that were not wanted are unspecified. */
+struct Result {
+    float phi, phi_local, residual_min, residual_max;
+};
+
+struct Variant {
+    /* Scratch for any patch of this job, in bytes. */
+    size_t (*scratch_bytes)(const Job &job);
+    /* scratch: scratch_bytes bytes, aligned to kAlign, contents unspecified. */
+    Result (*run)(const Job &job, const Patch &patch, void *scratch);
+};
+
+#define GRD_SCORE_VARIANT(name, supported) extern const Variant variant_##name;
+#include "score/score_variants.inc"
+#undef GRD_SCORE_VARIANT
+
+constexpr size_t kAlign = 64;
+
+namespace {
+
+/* Carves arrays out of a block; over a null block it only adds up their sizes. */
+class Arena {
+  public:
+    explicit Arena(void *base) : base_(static_cast<char *>(base)) {}
+    template <class T> T *take(int64_t count) {
+        char *at = base_ ? base_ + used_ : nullptr;
+        used_ += (static_cast<size_t>(count) * sizeof(T) + kAlign - 1) / kAlign * kAlign;
+        return reinterpret_cast<T *>(at);
+    }
+    size_t used() const { return used_; }
+
+  private:
+    char *base_;
+    size_t used_ = 0;
+};
+
+} // namespace
+
+/* Views may start at any byte, so single pixels travel through memcpy (one move instruction). */
+static inline float load_pixel(const char *at) {
+    float value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+static inline void store_pixel(char *at, float value) { memcpy(at, &value, sizeof value); }
+
+static inline const char *pixel_at(const Image &image, int64_t c, int64_t y, int64_t x) {
+    return image.data + c * image.stride_c + y * image.stride_y + x * image.stride_x;
+}
+
+} // namespace grd::score
+#endif

@@ -1,0 +1,377 @@
+/* test_inspector.c - frames to decisions, with a backend that needs no engine.
+ *
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * Bundles are those of bundle_writer.h: patches of 12x12, threshold 1/16. The engine "gain=0.5" halves patches, so
+ * a black patch scores 0 and a bright one scores high. */
+#define _XOPEN_SOURCE 700
+#include "bundle_writer.h"
+
+#include <math.h>
+
+#include "check.h"
+#include "grd_edge.h"
+
+enum { PATCH = 12, ROWS = 2, COLS = 3, H = ROWS * PATCH, W = COLS * PATCH, COUNT = ROWS * COLS, GUARD = 16 };
+
+static uint8_t frame_pixels[H * W * 3];
+
+/* A black frame with texture in the cells whose bit is set. */
+static grd_view make_frame(unsigned cells, int64_t c) {
+    for (int64_t i = 0; i < H * W * c; ++i) {
+        const int64_t y = i / c / W, x = i / c % W;
+        const int textured = cells >> (y / PATCH * COLS + x / PATCH) & 1;
+        frame_pixels[i] = (uint8_t)(textured ? 100 + (y * 31 + x * 17) % 150 : 0);
+    }
+    return grd_view_of_frame(frame_pixels, GRD_UINT8, H, W, c, 0);
+}
+
+static grd_inspector_params params_of(int batch_limit) {
+    grd_inspector_params params = {0};
+    params.struct_size = sizeof params;
+    params.batch_limit = batch_limit;
+    params.backend_dir = getenv("GRD_TEST_BACKENDS");
+    return params;
+}
+
+/* Opens the scratch bundle and an inspector on it; both must be closed, whatever comes back. */
+static grd_status open_both(const grd_inspector_params *params, grd_bundle **bundle, grd_inspector **inspector) {
+    const grd_status status = grd_bundle_open(bundle_path(), bundle);
+    CHECK_THAT(status == GRD_OK, ("%s", grd_bundle_message(*bundle)));
+    *inspector = NULL;
+    return grd_inspector_open(*bundle, params, inspector);
+}
+
+static grd_status inspect(grd_inspector *inspector, const grd_view *frame, grd_result *result, grd_patch_result *patches) {
+    memset(result, 0, sizeof *result);
+    result->struct_size = sizeof *result;
+    result->patches = patches;
+    result->patch_capacity = patches != NULL ? COUNT : 0;
+    return grd_inspector_inspect(inspector, frame, result);
+}
+
+/* One frame through a bundle with this engine and this k: decision, defective patches, and how the score ends. */
+static void check_decision(const char *engine, const char *k, unsigned cells, int decision, int defective, int nan) {
+    grd_bundle *bundle;
+    grd_inspector *inspector;
+    grd_result result;
+    grd_patch_result patches[COUNT];
+    float sorted[COUNT];
+    const grd_view frame = make_frame(cells, 1);
+    write_bundle(engine, NULL, NULL, kDecisionJson, "\"k\": 1", k);
+    const grd_inspector_params params = params_of(4);
+    const grd_status opened = open_both(&params, &bundle, &inspector);
+    CHECK_THAT(opened == GRD_OK, ("%s", grd_inspector_message(inspector)));
+    const grd_status status = inspect(inspector, &frame, &result, patches);
+    CHECK_THAT(status == GRD_OK, ("%s", grd_inspector_message(inspector)));
+    CHECK_THAT(result.decision == decision && result.defective_count == defective && result.patch_count == COUNT,
+               ("%s %s cells %x: decision %d of %d defective", engine, k, cells, result.decision, result.defective_count));
+    CHECK(result.threshold == 0.0625f);
+    CHECK(result.cut_ms >= 0 && result.infer_ms >= 0 && result.score_ms >= 0 &&
+          result.total_ms >= result.cut_ms + result.infer_ms + result.score_ms);
+    int counted = 0;
+    for (int i = 0; i < COUNT; ++i) {
+        CHECK(patches[i].y_px == i / COLS * PATCH && patches[i].x_px == i % COLS * PATCH && patches[i].reserved == 0);
+        CHECK(patches[i].decision == (patches[i].phi < 0.0625f ? GRD_GOOD : GRD_DEFECTIVE));
+        counted += patches[i].decision == GRD_DEFECTIVE;
+        sorted[i] = patches[i].phi;
+        for (int j = i; j > 0 && sorted[j] > sorted[j - 1]; --j) {
+            const float swapped = sorted[j];
+            sorted[j] = sorted[j - 1];
+            sorted[j - 1] = swapped;
+        }
+    }
+    CHECK(counted == defective);
+    if (nan)
+        CHECK(isnan(result.score));
+    else
+        CHECK(result.score == sorted[atoi(k + 5) - 1]);
+    grd_inspector_close(inspector);
+    grd_bundle_close(bundle);
+}
+
+static void check_decisions(void) {
+    check_decision("gain=0.5", "\"k\": 1", 0x00, GRD_GOOD, 0, 0);
+    check_decision("gain=0.5", "\"k\": 1", 0x10, GRD_DEFECTIVE, 1, 0);
+    check_decision("gain=0.5", "\"k\": 2", 0x10, GRD_GOOD, 1, 0);
+    check_decision("gain=0.5", "\"k\": 2", 0x11, GRD_DEFECTIVE, 2, 0);
+    check_decision("gain=0.5", "\"k\": 6", 0x3f, GRD_DEFECTIVE, 6, 0);
+    check_decision("gain=0.5", "\"k\": 6", 0x1f, GRD_GOOD, 5, 0);
+    check_decision("gain=1.0", "\"k\": 1", 0x3f, GRD_GOOD, 0, 0);
+    /* NaN is never good; a NaN patch counts as one defective patch. */
+    check_decision("nan=3", "\"k\": 1", 0x00, GRD_DEFECTIVE, 1, 1);
+    check_decision("nan=3", "\"k\": 2", 0x00, GRD_GOOD, 1, 1);
+    check_decision("nan=3", "\"k\": 2", 0x01, GRD_GOOD, 1, 1);
+    check_decision("nan", "\"k\": 6", 0x00, GRD_DEFECTIVE, 6, 1);
+}
+
+/* Scores do not depend on batches; heatmap and x_hat are what the engine makes them; nothing else is written. */
+static void check_outputs(void) {
+    grd_bundle *bundle;
+    grd_inspector *inspector;
+    grd_result result;
+    grd_patch_result patches[COUNT + 1], first[COUNT];
+    float heat[GUARD + H * (W + 3) + GUARD], x_hat[GUARD + COUNT * PATCH * PATCH + GUARD];
+    const grd_view frame = make_frame(0x2a, 1);
+    static const int limits[] = {1, 2, 4, 5, 6, 16, 1024};
+    write_bundle("gain=0.5", NULL, NULL, kDecisionJson, NULL, NULL);
+    for (size_t l = 0; l < sizeof limits / sizeof limits[0]; ++l) {
+        const grd_inspector_params params = params_of(limits[l]);
+        CHECK(open_both(&params, &bundle, &inspector) == GRD_OK);
+        CHECK(strcmp(grd_inspector_engine_version(inspector), "identity 1") == 0);
+        memset(patches, 0x5a, sizeof patches);
+        for (size_t i = 0; i < sizeof heat / sizeof heat[0]; ++i) heat[i] = -7;
+        for (size_t i = 0; i < sizeof x_hat / sizeof x_hat[0]; ++i) x_hat[i] = -7;
+        grd_view heat_view = {heat + GUARD, GRD_FLOAT32, GRD_SPACE_HOST, {1, 1, H, W}, {0, 0, (W + 3) * 4, 4}};
+        grd_view x_hat_view = {x_hat + GUARD, GRD_FLOAT32, GRD_SPACE_HOST, {COUNT, 1, PATCH, PATCH}, {0, 0, 0, 0}};
+        memset(&result, 0, sizeof result);
+        result.struct_size = sizeof result;
+        result.patches = patches;
+        result.patch_capacity = COUNT;
+        result.heatmap = &heat_view;
+        result.x_hat = &x_hat_view;
+        CHECK_THAT(grd_inspector_inspect(inspector, &frame, &result) == GRD_OK, ("%s", grd_inspector_message(inspector)));
+        int wrong = 0;
+        for (int y = 0; y < H; ++y)
+            for (int x = 0; x < W + 3; ++x) {
+                const float want = x < W ? (float)frame_pixels[y * W + x] / 255.0f : -7;
+                const float got = heat[GUARD + y * (W + 3) + x];
+                const int patch = y / PATCH * COLS + x / PATCH, at = (y % PATCH) * PATCH + x % PATCH;
+                wrong += x < W ? fabsf(got - 0.5f * want) > 1e-6f : got != want;
+                wrong += x < W && x_hat[GUARD + patch * PATCH * PATCH + at] != 0.5f * want;
+            }
+        for (int i = 0; i < GUARD; ++i)
+            wrong += heat[i] != -7 || heat[GUARD + H * (W + 3) + i] != -7 || x_hat[i] != -7 ||
+                     x_hat[GUARD + COUNT * PATCH * PATCH + i] != -7;
+        for (size_t i = 0; i < sizeof patches[0]; ++i) wrong += ((unsigned char *)&patches[COUNT])[i] != 0x5a;
+        CHECK_THAT(wrong == 0, ("batch limit %d: %d values", limits[l], wrong));
+        if (l == 0) memcpy(first, patches, sizeof first);
+        CHECK(memcmp(first, patches, sizeof first) == 0);
+        grd_inspector_close(inspector);
+        grd_bundle_close(bundle);
+    }
+}
+
+/* Bundles of other shapes: no thresholds, phi_local, color, reflection, scaling. */
+static void check_variations(void) {
+    grd_bundle *bundle;
+    grd_inspector *inspector;
+    grd_result result;
+    grd_patch_result patches[COUNT];
+    grd_inspector_params params = params_of(0);
+    grd_view frame = make_frame(0x04, 1);
+    write_bundle("gain=0.5", NULL, NULL, NULL, NULL, NULL);
+    CHECK(open_both(&params, &bundle, &inspector) == GRD_OK);
+    CHECK(inspect(inspector, &frame, &result, patches) == GRD_OK);
+    CHECK(result.decision == GRD_UNDECIDED && result.defective_count == 0 && isnan(result.threshold));
+    CHECK(result.score == patches[2].phi && patches[2].decision == GRD_UNDECIDED);
+    CHECK(inspect(inspector, &frame, &result, NULL) == GRD_OK); /* patches may be left out */
+    grd_inspector_close(inspector);
+    grd_bundle_close(bundle);
+
+    write_bundle("gain=0.5", "\"phi\"", "\"phi_local\"", kDecisionJson, NULL, NULL);
+    CHECK(open_both(&params, &bundle, &inspector) == GRD_OK);
+    CHECK(inspect(inspector, &frame, &result, patches) == GRD_OK);
+    CHECK(result.decision == GRD_DEFECTIVE && result.score == patches[2].phi_local);
+    grd_inspector_close(inspector);
+    grd_bundle_close(bundle);
+
+    write_bundle("gain=0.5", "\"channels\": 1", "\"channels\": 3", kDecisionJson, NULL, NULL);
+    CHECK(open_both(&params, &bundle, &inspector) == GRD_OK);
+    CHECK(inspect(inspector, &frame, &result, patches) == GRD_ERR_FRAME_CHANNELS);
+    CHECK(strstr(grd_inspector_message(inspector), "RGB") != NULL);
+    frame = make_frame(0x04, 3);
+    CHECK(inspect(inspector, &frame, &result, patches) == GRD_OK && result.decision == GRD_DEFECTIVE);
+    grd_inspector_close(inspector);
+    grd_bundle_close(bundle);
+
+    write_bundle("gain=0.5", "\"error\"", "\"reflect\"", kDecisionJson, NULL, NULL);
+    CHECK(open_both(&params, &bundle, &inspector) == GRD_OK);
+    float heat[5 * 7];
+    grd_view heat_view = {heat, GRD_FLOAT32, GRD_SPACE_HOST, {1, 1, 5, 7}, {0, 0, 0, 0}};
+    frame = make_frame(0x3f, 1);
+    frame.extent[2] = 5, frame.extent[3] = 7;
+    memset(&result, 0, sizeof result);
+    result.struct_size = sizeof result;
+    result.heatmap = &heat_view;
+    CHECK(grd_inspector_inspect(inspector, &frame, &result) == GRD_OK && result.patch_count == 1);
+    int wrong = 0;
+    for (int i = 0; i < 35; ++i) wrong += fabsf(heat[i] - 0.5f * (float)frame_pixels[i / 7 * W + i % 7] / 255.0f) > 1e-6f;
+    CHECK(wrong == 0);
+    frame = make_frame(0x3f, 1); /* larger than before: buffers grow */
+    CHECK(inspect(inspector, &frame, &result, patches) == GRD_OK && result.defective_count == COUNT);
+    grd_inspector_close(inspector);
+    grd_bundle_close(bundle);
+
+    write_bundle("gain=0.5", "\"scale_px\": null", "\"scale_px\": 13", kDecisionJson, NULL, NULL);
+    CHECK(open_both(&params, &bundle, &inspector) == GRD_OK);
+    CHECK(inspect(inspector, &frame, &result, patches) == GRD_OK && result.patch_count == 4);
+    CHECK(patches[3].y_px == 1 && patches[3].x_px == 8);
+    grd_inspector_close(inspector);
+    grd_bundle_close(bundle);
+}
+
+/* Calls that must be refused, with a sentence, and with nothing written. */
+static void check_inspect_errors(void) {
+    grd_bundle *bundle;
+    grd_inspector *inspector;
+    grd_patch_result patches[COUNT];
+    float values[COUNT * PATCH * PATCH];
+    const grd_inspector_params params = params_of(0);
+    write_bundle("gain=0.5", NULL, NULL, kDecisionJson, NULL, NULL);
+    CHECK(open_both(&params, &bundle, &inspector) == GRD_OK);
+    CHECK(grd_inspector_message(inspector)[0] == '\0');
+    const grd_view heat_view = {values, GRD_FLOAT32, GRD_SPACE_HOST, {1, 1, H, W}, {0, 0, 0, 0}};
+    const grd_view x_hat_view = {values, GRD_FLOAT32, GRD_SPACE_HOST, {COUNT, 1, PATCH, PATCH}, {0, 0, 0, 0}};
+    memset(patches, 0x5a, sizeof patches);
+    memset(values, 0x5a, sizeof values);
+
+#define WITH(change, expected) \
+    do { \
+        grd_view frame = make_frame(0x3f, 1), heat = heat_view, x_hat = x_hat_view; \
+        grd_result result; \
+        memset(&result, 0, sizeof result); \
+        result.struct_size = sizeof result; \
+        result.decision = -5; \
+        result.patches = patches; \
+        result.patch_capacity = COUNT; \
+        result.heatmap = &heat; \
+        result.x_hat = &x_hat; \
+        change; \
+        const grd_status status = grd_inspector_inspect(inspector, &frame, &result); \
+        CHECK_THAT(status == (expected), (#change ": %s", grd_status_name(status))); \
+        CHECK_THAT(grd_inspector_message(inspector)[0] != '\0', (#change)); \
+        CHECK(result.decision == -5 && result.patch_count == 0); \
+    } while (0)
+    WITH(frame.data = NULL, GRD_ERR_ARGUMENT);
+    WITH(frame.dtype = GRD_FLOAT32, GRD_ERR_DTYPE);
+    WITH(frame.space = 2, GRD_ERR_SPACE);
+    WITH(frame.extent[0] = 2, GRD_ERR_SHAPE);
+    WITH(frame.extent[1] = 2, GRD_ERR_FRAME_CHANNELS);
+    WITH(frame.extent[2] = 0, GRD_ERR_SHAPE);
+    WITH((frame.extent[2] = PATCH - 1, heat.extent[2] = PATCH - 1), GRD_ERR_FRAME_SIZE);
+    WITH(result.struct_size = 0, GRD_ERR_STRUCT_SIZE);
+    WITH(result.struct_size = sizeof result - 1, GRD_ERR_STRUCT_SIZE);
+    WITH(result.patch_capacity = COUNT - 1, GRD_ERR_BUFFER);
+    WITH(heat.data = NULL, GRD_ERR_ARGUMENT);
+    WITH(heat.dtype = GRD_FLOAT16, GRD_ERR_DTYPE);
+    WITH(heat.space = 1, GRD_ERR_SPACE);
+    WITH(heat.extent[2] = H + 1, GRD_ERR_SHAPE);
+    WITH(x_hat.data = NULL, GRD_ERR_ARGUMENT);
+    WITH(x_hat.dtype = GRD_UINT8, GRD_ERR_DTYPE);
+    WITH(x_hat.extent[0] = COUNT - 1, GRD_ERR_SHAPE);
+    WITH(x_hat.stride_bytes[3] = 8, GRD_ERR_STRIDE);
+#undef WITH
+    int untouched = 1;
+    for (size_t i = 0; i < sizeof patches; ++i) untouched = untouched && ((unsigned char *)patches)[i] == 0x5a;
+    for (size_t i = 0; i < sizeof values; ++i) untouched = untouched && ((unsigned char *)values)[i] == 0x5a;
+    CHECK(untouched);
+
+    const grd_view frame = make_frame(0, 1);
+    grd_result result;
+    grd_grid grid = {0};
+    CHECK(grd_inspector_inspect(inspector, NULL, &result) == GRD_ERR_ARGUMENT);
+    CHECK(grd_inspector_inspect(inspector, &frame, NULL) == GRD_ERR_ARGUMENT);
+    CHECK(grd_inspector_inspect(NULL, &frame, &result) == GRD_ERR_ARGUMENT);
+    CHECK(grd_inspector_grid(inspector, H, W, &grid) == GRD_ERR_STRUCT_SIZE);
+    grid.struct_size = sizeof grid;
+    CHECK(grd_inspector_grid(inspector, H, W, &grid) == GRD_OK && grid.count == COUNT && grid.struct_size == sizeof grid);
+    CHECK(grd_inspector_grid(inspector, 3, W, &grid) == GRD_ERR_FRAME_SIZE && grid.count == COUNT);
+    CHECK(strstr(grd_inspector_message(inspector), "3x36") != NULL);
+    CHECK(inspect(inspector, &frame, &result, patches) == GRD_OK); /* an inspector survives its errors */
+    grd_inspector_close(inspector);
+    grd_bundle_close(bundle);
+
+    write_bundle("gain=0.5", NULL, NULL, kDecisionJson, "\"k\": 1", "\"k\": 7");
+    CHECK(open_both(&params, &bundle, &inspector) == GRD_OK);
+    CHECK(inspect(inspector, &frame, &result, patches) == GRD_ERR_FRAME_SIZE); /* it could never be rejected */
+    grd_inspector_close(inspector);
+    grd_bundle_close(bundle);
+
+    write_bundle("fail", NULL, NULL, kDecisionJson, NULL, NULL);
+    CHECK(open_both(&params, &bundle, &inspector) == GRD_OK);
+    CHECK(inspect(inspector, &frame, &result, patches) == GRD_ERR_ENGINE_RUN);
+    CHECK(strstr(grd_inspector_message(inspector), "told to fail") != NULL);
+    grd_inspector_close(inspector);
+    grd_bundle_close(bundle);
+}
+
+static void check_refused(const grd_inspector_params *params, grd_status expected, const char *what) {
+    grd_bundle *bundle;
+    grd_inspector *inspector;
+    grd_result result;
+    grd_patch_result patches[COUNT];
+    const grd_view frame = make_frame(0, 1);
+    const grd_status status = open_both(params, &bundle, &inspector);
+    CHECK_THAT(status == expected, ("%s: %s (%s)", what, grd_status_name(status), grd_inspector_message(inspector)));
+    CHECK_THAT(inspector != NULL && grd_inspector_message(inspector)[0] != '\0', ("%s: no message", what));
+    CHECK(inspect(inspector, &frame, &result, patches) == GRD_ERR_ARGUMENT);
+    CHECK(grd_inspector_engine_version(inspector)[0] == '\0');
+    grd_inspector_close(inspector);
+    grd_bundle_close(bundle);
+}
+
+static void check_open_errors(void) {
+    static const struct {
+        const char *from, *to;
+        grd_status expected;
+    } edits[] = {
+        {"\"backend\": \"identity\"", "\"backend\": \"absent\"", GRD_ERR_BACKEND_MISSING},
+        {"\"backend\": \"identity\"", "\"backend\": \"other_abi\"", GRD_ERR_BACKEND_ABI},
+        {"\"backend\": \"identity\"", "\"backend\": \"no_table\"", GRD_ERR_BACKEND_ABI},
+        {"\"backend\": \"identity\"", "\"backend\": \"broken\"", GRD_ERR_BACKEND_LIBRARY},
+        {"\"format\": \"identity\"", "\"format\": \"onnx\"", GRD_ERR_ENGINE_OPEN},
+        {"{\"cpu\": \"fp32\"}", "{}", GRD_ERR_BUNDLE_ENGINE},
+    };
+    grd_inspector_params params = params_of(0);
+    for (size_t i = 0; i < sizeof edits / sizeof edits[0]; ++i) {
+        write_bundle("gain=0.5", edits[i].from, edits[i].to, NULL, NULL, NULL);
+        check_refused(&params, edits[i].expected, edits[i].to);
+    }
+    write_bundle("refuse", NULL, NULL, NULL, NULL, NULL);
+    check_refused(&params, GRD_ERR_ENGINE_MISMATCH, "refuse");
+
+    write_bundle("gain=0.5", NULL, NULL, NULL, NULL, NULL);
+#define WITH(field, value, expected) \
+    do { \
+        grd_inspector_params bad = params; \
+        bad.field = value; \
+        check_refused(&bad, expected, #field " = " #value); \
+    } while (0)
+    WITH(struct_size, 0, GRD_ERR_STRUCT_SIZE);
+    WITH(struct_size, sizeof bad - 1, GRD_ERR_STRUCT_SIZE);
+    WITH(threads, -1, GRD_ERR_ARGUMENT);
+    WITH(batch_limit, -1, GRD_ERR_ARGUMENT);
+    WITH(batch_limit, 1025, GRD_ERR_ARGUMENT);
+    WITH(reserved, 1, GRD_ERR_ARGUMENT);
+    WITH(target, "rtx", GRD_ERR_BUNDLE_ENGINE);
+    WITH(precision, "int8", GRD_ERR_BUNDLE_ENGINE);
+    WITH(precision, "", GRD_ERR_BUNDLE_ENGINE);
+    WITH(backend_dir, "/nowhere", GRD_ERR_BACKEND_MISSING);
+    WITH(backend_dir, NULL, GRD_ERR_BACKEND_MISSING); /* not beside the library */
+    WITH(score_variant, "fastest", GRD_ERR_VARIANT);
+#undef WITH
+    grd_bundle *bundle;
+    grd_inspector *inspector = NULL;
+    CHECK(grd_inspector_open(NULL, &params, &inspector) == GRD_ERR_ARGUMENT && inspector != NULL);
+    grd_inspector_close(inspector);
+    CHECK(grd_bundle_open("/nowhere", &bundle) == GRD_ERR_BUNDLE_MISSING);
+    CHECK(grd_inspector_open(bundle, &params, &inspector) == GRD_ERR_ARGUMENT && grd_inspector_message(inspector)[0] != '\0');
+    grd_inspector_close(inspector);
+    CHECK(grd_inspector_open(bundle, &params, NULL) == GRD_ERR_ARGUMENT);
+    grd_bundle_close(bundle);
+}
+
+int main(void) {
+    if (getenv("GRD_TEST_BACKENDS") == NULL) {
+        printf("GRD_TEST_BACKENDS is not set; run this test with ctest\n");
+        return 1;
+    }
+    check_decisions();
+    check_outputs();
+    check_variations();
+    check_inspect_errors();
+    check_open_errors();
+    remove_tree(scratch_folder());
+    return checks_report();
+}

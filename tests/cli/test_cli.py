@@ -1,0 +1,150 @@
+"""The command line as a user meets it: results on stdout, one sentence on stderr, exit codes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from grd_edge.checkpoint import write_checkpoint
+
+GRD_EDGE = str(Path(sys.executable).parent / "grd-edge")
+
+
+def run(*arguments, code=0, cwd=None):
+    done = subprocess.run([GRD_EDGE, *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == code, (arguments, done.returncode, done.stdout[-2000:], done.stderr[-2000:])
+    return done
+
+
+def refused(*arguments, code=1):
+    """Runs, expects failure, and returns the one sentence."""
+    done = run(*arguments, code=code)
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("grd-edge: ")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_help_lists_every_verb():
+    text = run("--help").stdout
+    for verb in "demo validate-config train calibrate recalibrate build eval infer inspect doctor".split():
+        assert verb in text
+        assert run(verb, "--help").stdout
+    assert "onnx" in run("build", "--help").stdout
+
+
+def test_usage_errors_exit_with_2():
+    run("infer", code=2)
+    run("nonsense", code=2)
+    run("train", "--data", "x", "--steps", "0", code=2)
+
+
+def test_doctor_finds_everything_here():
+    report = json.loads(run("doctor", "--json").stdout)
+    assert "openvino" in report["backends"]
+    assert report["verdict"] == "cpu inference can run"
+    assert "scalar" in report["scoring kernels"]
+
+
+def test_validate_config(tmp_path):
+    assert json.loads(run("validate-config", "--json").stdout)["model"]["base"] == 16
+    path = tmp_path / "c.yaml"
+    path.write_text("train: {bacth: 2}\n", encoding="utf-8")
+    assert "did you mean 'batch'" in refused("validate-config", path)
+
+
+@pytest.fixture(scope="module")
+def trained(parts, tmp_path_factory):
+    """Checkpoint and bundle made through the command line alone."""
+    from tests.conftest import TINY
+
+    out = tmp_path_factory.mktemp("cli")
+    settings = [word for setting in TINY for word in ("--set", setting)]
+    result = run("train", "--data", parts, "-o", out / "c.safetensors", *settings, "--steps", 5, "--json")
+    assert json.loads(result.stdout)["steps"] == 5
+    built = run("build", "bundle", out / "c.safetensors", "-o", out / "p.grdb", "--data", parts, "--json")
+    assert json.loads(built.stdout)["threshold"] > 0
+    return out
+
+
+def test_build_onnx_and_calibrate(trained, parts):
+    run("build", "onnx", trained / "c.safetensors", "-o", trained / "m.onnx")
+    assert (trained / "m.onnx").stat().st_size > 1000
+    run("calibrate", trained / "c.safetensors", "--data", parts, "-o", trained / "ranges.json")
+    table = json.loads((trained / "ranges.json").read_text())
+    low, high = table["ranges"]["x"]
+    assert 0 <= low < high <= 1
+    assert all(low <= high for low, high in table["ranges"].values())
+    assert table["patches"] == 5 * 9  # five images of 48 px, patches of 32 px at stride 12: 3 x 3 each
+
+
+def test_infer_prints_a_line_per_image(trained, parts, tmp_path):
+    folder = parts / "test" / "good"
+    lines = run("infer", trained / "p.grdb", folder, folder / "000.png").stdout.splitlines()
+    assert len(lines) == 1 + 12 + 1
+    rows = [json.loads(line) for line in run("infer", trained / "p.grdb", folder, "--json").stdout.splitlines()]
+    assert len(rows) == 12
+    assert all(row["decision"] in ("good", "defective") for row in rows)
+    assert rows[0]["image"].endswith("000.png")
+    frame = tmp_path / "f.npy"
+    np.save(frame, np.zeros((48, 48), np.uint8))
+    assert json.loads(run("infer", trained / "p.grdb", frame, "--json").stdout)["patches"] == 9
+
+
+def test_eval_against_torch(trained, parts):
+    command = ("eval", trained / "p.grdb", "--data", parts, "--against", trained / "c.safetensors", "--json")
+    result = json.loads(run(*command).stdout)
+    assert result["decision_flips"] == 0
+    assert result["phi_max_abs_diff"] <= 1e-4
+    assert result["images"] == 24
+
+
+def test_recalibrate_changes_thresholds_and_nothing_else(trained, parts, tmp_path):
+    bundle = shutil.copytree(trained / "p.grdb", tmp_path / "p.grdb")
+    before = (bundle / "bundle.json").read_bytes()
+    done = run("recalibrate", bundle, "--good", parts / "test" / "good", "--alpha", 0.2, "--k", 2, "--json")
+    fit = json.loads(done.stdout)
+    assert fit["certified"] and fit["n"] == 12 and fit["k"] == 2
+    assert (bundle / "bundle.json").read_bytes() == before
+    done = run("recalibrate", bundle, "--good", parts / "test" / "good", "--alpha", 0.01)
+    assert "not certified" in done.stderr and "99" in done.stderr
+
+
+def test_inspect_describes_and_verifies(trained, tmp_path):
+    assert "cpu-fp32" in run("inspect", trained / "p.grdb").stdout
+    bundle = shutil.copytree(trained / "p.grdb", tmp_path / "p.grdb")
+    (bundle / "x").write_text("x")
+    assert "not listed" in refused("inspect", bundle)
+
+
+def test_bad_input_is_one_sentence(trained, parts, tmp_path, tiny_checkpoint):
+    bundle, checkpoint = trained / "p.grdb", trained / "c.safetensors"
+    (tmp_path / "text.png").write_text("x")
+    (tmp_path / "empty").mkdir()
+    small = tmp_path / "small.npy"
+    np.save(small, np.zeros((20, 20), np.uint8))
+    assert "no bundle" in refused("infer", tmp_path / "no.grdb", tmp_path)
+    assert "text.png" in refused("infer", bundle, tmp_path / "text.png")
+    assert "holds no image" in refused("infer", bundle, tmp_path / "empty")
+    assert "small.npy" in refused("infer", bundle, small)
+    assert "int8" in refused("infer", bundle, parts / "test" / "good", "--precision", "int8")
+    assert "there is no folder" in refused("train", "--data", tmp_path / "no")
+    assert "no checkpoint" in refused("build", "onnx", tmp_path / "no.safetensors")
+    assert ".grdb" in refused("build", "bundle", checkpoint, "-o", tmp_path / "name")
+    assert "not a bundle" in refused("build", "bundle", checkpoint, "-o", _photos(tmp_path))
+    assert "alpha" in refused("recalibrate", bundle, "--good", parts / "test" / "good", "--alpha", 2)
+    assert "no profile" in refused("train", "--data", parts, "--profile", "big")
+    other = tmp_path / "other.safetensors"
+    write_checkpoint(other, tiny_checkpoint)
+    assert "there is no folder" in refused("eval", bundle, "--data", tmp_path / "no", "--against", other)
+
+
+def _photos(tmp_path):
+    folder = tmp_path / "photos.grdb"
+    folder.mkdir()
+    (folder / "holiday.jpg").write_text("x")
+    return folder

@@ -1,0 +1,44 @@
+"""Builds the native library, its C tests and examples once per session, with warnings as errors."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def build_native(folder: Path, *options: str) -> Path:
+    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
+    assert cmake, "cmake is missing: pip install '.[dev]'"
+    configure = [
+        cmake,
+        "-S",
+        str(ROOT),
+        "-B",
+        str(folder),
+        "-G",
+        "Ninja",
+        "-DGRD_BUILD_TESTS=ON",
+        "-DGRD_WERROR=ON",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        *options,
+    ]
+    for command in (configure, [cmake, "--build", str(folder)]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def native_build():
+    """Build folder with everything; kept between runs, since CMake knows what is stale."""
+    return build_native(ROOT / "build" / "tests")
+
+
+@pytest.fixture(scope="session")
+def sanitized_build():
+    """The same under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    return build_native(ROOT / "build" / "sanitized", "-DGRD_SANITIZE=address;undefined")

@@ -1,0 +1,66 @@
+"""The exported model is the reconstructor, all of it and nothing else."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from grd_edge import export
+from grd_edge.checkpoint import Checkpoint
+from grd_edge.config import load_config
+from grd_edge.errors import CheckFailedError
+from grd_edge.export import onnx_from_checkpoint
+from grd_edge.models.generator import Reconstructor
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint):
+    return onnx.load_from_string(onnx_from_checkpoint(tiny_checkpoint))
+
+
+def test_batchnorm_is_folded_and_training_parts_are_gone(model, tiny_checkpoint):
+    kinds = Counter(node.op_type for node in model.graph.node)
+    net = tiny_checkpoint.reconstructor()
+    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in net.modules())
+    assert kinds["BatchNormalization"] == 0
+    assert (kinds["Conv"], kinds["ConvTranspose"], kinds["Gemm"]) == (convolutions, 2, 2)
+
+
+def test_the_batch_is_dynamic_and_names_are_stable(model):
+    (x,), (x_hat,) = model.graph.input, model.graph.output
+    assert (x.name, x_hat.name) == ("x", "x_hat")
+    dims = [x.type.tensor_type.shape.dim, x_hat.type.tensor_type.shape.dim]
+    assert dims[0][0].dim_param
+    assert [[d.dim_value for d in shape[1:]] for shape in dims] == [[1, 32, 32]] * 2
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8, 17])
+def test_onnxruntime_agrees_with_torch(model, tiny_checkpoint, batch):
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(batch).random((batch, 1, 32, 32), dtype=np.float32)
+    with torch.no_grad():
+        expected = tiny_checkpoint.reconstructor()(torch.from_numpy(x)).numpy()
+    assert np.abs(session.run(["x_hat"], {"x": x})[0] - expected).max() <= 2e-5
+
+
+def test_export_repeats_byte_for_byte_and_keeps_no_local_paths(tiny_checkpoint):
+    first, second = onnx_from_checkpoint(tiny_checkpoint), onnx_from_checkpoint(tiny_checkpoint)
+    assert first == second
+    assert b"site-packages" not in first
+    assert b"generator.py" not in first
+
+
+def test_an_export_that_does_not_reproduce_torch_is_refused(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(CheckFailedError, match="at batch 1"):
+        onnx_from_checkpoint(tiny_checkpoint)
+
+
+@pytest.mark.parametrize("settings", [("model.upsampling=pixel_shuffle", "model.bottleneck=conv", "model.channels=3")])
+def test_other_shapes_of_the_network_export_too(settings):
+    config = load_config(overrides=["model.base=4", "model.patch_h=32", "model.patch_w=48", *settings])
+    checkpoint = Checkpoint(config, Reconstructor(config.model).state_dict(), {})
+    assert onnx.load_from_string(onnx_from_checkpoint(checkpoint)).graph.input[0].name == "x"
