@@ -110,6 +110,7 @@ class OptimizerConfig(Section):
     cycle_mult: Positive = 2
     lr_floor: Probability = 0.01  # of lr, at the end of a cycle
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    bottleneck_lr: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of lr for the projection to the latent
 
 
 class TrainConfig(Section):

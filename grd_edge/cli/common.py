@@ -48,6 +48,8 @@ def print_json(value: Any) -> None:
 def print_rows(title: str, rows: dict[str, Any]) -> None:
     """A two-column table on stdout."""
     table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, str(value))
     out.print(table)

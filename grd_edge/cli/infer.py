@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from grd_edge.cli.common import BundlePath, Json, err, out
+from grd_edge.cli.common import BundlePath, Json, err
 
 COLUMNS = ("image", "decision", "score", "threshold", "patches", "defective_patches", "total_ms")
 
@@ -30,7 +30,7 @@ def infer(
         if not inspector.info.has_decision:
             err.print("grd-edge: this bundle has no thresholds yet, so nothing is decided; run: grd-edge recalibrate")
         if not json_:
-            out.print("\t".join(COLUMNS))
+            typer.echo("\t".join(COLUMNS))
         for file in files:
             try:
                 result = inspector.inspect(read_image(file))

@@ -102,7 +102,8 @@ int main(int argc, char **argv) {
                (double)patches[i].phi, (double)patches[i].phi_local, names[patches[i].decision]);
     printf("engine: %s; cut %.2f ms, infer %.2f ms, score %.2f ms\n", grd_inspector_engine_version(inspector),
            result.cut_ms, result.infer_ms, result.score_ms);
-    printf("decision: %s score=%.9g threshold=%.9g\n", names[result.decision], (double)result.score, (double)result.threshold);
+    printf("decision: %s score=%.9g threshold=%.9g\n", names[result.decision], (double)result.score,
+           (double)result.threshold);
     code = exits[result.decision];
 
 done:

@@ -137,8 +137,7 @@ void hand_out(const grd_cut_params &cut, const grd_grid &grid, const Scratch &sc
             const float *from = scratch.row + position_px(c, cut.stride_x, cut.patch_w, grid.scaled_w);
             float *to = patches + (static_cast<int64_t>(r) * grid.cols + c) * cut.channels * patch_px +
                         static_cast<int64_t>(y - top) * cut.patch_w;
-            for (int32_t k = 0; k < cut.channels; ++k)
-                std::memcpy(to + k * patch_px, from + k * scratch.row_px, bytes);
+            for (int32_t k = 0; k < cut.channels; ++k) std::memcpy(to + k * patch_px, from + k * scratch.row_px, bytes);
         }
     }
 }
@@ -250,8 +249,8 @@ size_t grd_cut_workspace_bytes(const grd_cut_params *params, int64_t frame_h, in
     return grd::lay_out(*params, grid, frame_w, nullptr, &scratch) + grd::kAlign - 1; /* any alignment will do */
 }
 
-grd_status grd_cut_frame(const grd_cut_params *params, const grd_view *frame, const grd_view *patches,
-                         void *workspace, size_t workspace_bytes) {
+grd_status grd_cut_frame(const grd_cut_params *params, const grd_view *frame, const grd_view *patches, void *workspace,
+                         size_t workspace_bytes) {
     if (const grd_status status = grd::check_params(params)) return status;
     if (const grd_status status = grd::check_frame(*params, frame)) return status;
     grd_grid grid = {};

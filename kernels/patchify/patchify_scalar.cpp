@@ -11,8 +11,7 @@ namespace {
 
 template <class T> constexpr float full_scale() { return sizeof(T) == 1 ? 255.0f : 65535.0f; }
 
-template <class T>
-void row_to_line_of(const T *row, int64_t w, int c_in, int c_out, float *line, int64_t plane_px) {
+template <class T> void row_to_line_of(const T *row, int64_t w, int c_in, int c_out, float *line, int64_t plane_px) {
     const float full = full_scale<T>();
     if (c_in == 1) {
         for (int64_t x = 0; x < w; ++x) line[x] = static_cast<float>(static_cast<int32_t>(row[x])) / full;

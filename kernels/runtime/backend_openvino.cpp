@@ -14,6 +14,7 @@
 
 #include "failure.h"
 #include "grd_edge.h"
+#include "onnx_check.h"
 #include "openvino_api.h"
 
 namespace grd {
@@ -65,9 +66,12 @@ private:
 
 void OpenVinoEngine::open(const grd_engine_desc &desc) {
     const std::string format = desc.format, precision = desc.precision;
-    if (format != "onnx") fail(GRD_ERR_ENGINE_OPEN, "the openvino backend takes format \"onnx\", this engine has " + quoted(format) + "; rebuild the bundle");
+    if (format != "onnx")
+        fail(GRD_ERR_ENGINE_OPEN,
+             "the openvino backend takes format \"onnx\", this engine has " + quoted(format) + "; rebuild the bundle");
     if (precision != "fp32" && precision != "bf16" && precision != "int8")
-        fail(GRD_ERR_ENGINE_OPEN, "the openvino backend takes precision fp32, bf16 or int8, this engine has " + quoted(precision) + "; rebuild the bundle");
+        fail(GRD_ERR_ENGINE_OPEN, "the openvino backend takes precision fp32, bf16 or int8, this engine has " +
+                                      quoted(precision) + "; rebuild the bundle");
     /* What a quantised model leaves unquantised runs in FP32. Never left to OpenVINO, which silently takes BF16. */
     precision_ = precision == "bf16" ? "bf16" : "f32";
     threads_ = desc.threads > 0 ? std::to_string(desc.threads) : "";
@@ -97,13 +101,22 @@ void OpenVinoEngine::check(ov_status_e status, grd_status ours, const std::strin
 }
 
 void OpenVinoEngine::read(const grd_engine_desc &desc) {
-    check(api_.ov_core_read_model_from_memory_buffer(core_, static_cast<const char *>(desc.bytes), desc.byte_count, nullptr, &model_),
+    const int contained = grd_onnx_self_contained(desc.bytes, desc.byte_count);
+    if (contained == GRD_ONNX_UNREADABLE)
+        fail(GRD_ERR_ENGINE_OPEN, "the engine file is not an ONNX model; rebuild the bundle");
+    if (contained == GRD_ONNX_EXTERNAL)
+        fail(GRD_ERR_ENGINE_OPEN,
+             "the model keeps weights in other files, which the bundle does not verify; export it as a single file");
+    check(api_.ov_core_read_model_from_memory_buffer(core_, static_cast<const char *>(desc.bytes), desc.byte_count,
+                                                     nullptr, &model_),
           GRD_ERR_ENGINE_OPEN, "OpenVINO does not read the model");
     size_t inputs = 0, outputs = 0;
     check(api_.ov_model_inputs_size(model_, &inputs), GRD_ERR_ENGINE_OPEN, "the model's inputs cannot be counted");
     check(api_.ov_model_outputs_size(model_, &outputs), GRD_ERR_ENGINE_OPEN, "the model's outputs cannot be counted");
     if (inputs != 1 || outputs != 1)
-        fail(GRD_ERR_ENGINE_OPEN, text("the model has %zu inputs and %zu outputs, expected one each; export x -> x_hat only", inputs, outputs));
+        fail(GRD_ERR_ENGINE_OPEN,
+             text("the model has %zu inputs and %zu outputs, expected one each; export x -> x_hat only", inputs,
+                  outputs));
     check_port(true, kAnySize);
 }
 
@@ -111,8 +124,8 @@ void OpenVinoEngine::read(const grd_engine_desc &desc) {
 void OpenVinoEngine::check_port(bool input, int64_t batch) const {
     const char *name = input ? "input" : "output";
     ov_output_const_port_t *port = nullptr;
-    check(input ? api_.ov_model_const_input(model_, &port) : api_.ov_model_const_output(model_, &port), GRD_ERR_ENGINE_OPEN,
-          std::string("the model's ") + name + " cannot be read");
+    check(input ? api_.ov_model_const_input(model_, &port) : api_.ov_model_const_output(model_, &port),
+          GRD_ERR_ENGINE_OPEN, std::string("the model's ") + name + " cannot be read");
     ov_element_type_e type = DYNAMIC;
     ov_partial_shape_t shape = {};
     const ov_status_e typed = api_.ov_port_get_element_type(port, &type);
@@ -133,9 +146,11 @@ void OpenVinoEngine::check_port(bool input, int64_t batch) const {
     if (shaped == OK) api_.ov_partial_shape_free(&shape);
     const std::string n = batch == kAnySize ? "free batch" : std::to_string(batch);
     if (!fits)
-        fail(GRD_ERR_ENGINE_OPEN, text("the model's %s is %s, expected %s x %lld x %lld x %lld; rebuild the bundle", name, found.c_str(), n.c_str(),
-                                       static_cast<long long>(channels_), static_cast<long long>(patch_h_), static_cast<long long>(patch_w_)));
-    if (typed != OK || type != F32) fail(GRD_ERR_ENGINE_OPEN, std::string("the model's ") + name + " is not float32; rebuild the bundle");
+        fail(GRD_ERR_ENGINE_OPEN, text("the model's %s is %s, expected %s x %lld x %lld x %lld; rebuild the bundle",
+                                       name, found.c_str(), n.c_str(), static_cast<long long>(channels_),
+                                       static_cast<long long>(patch_h_), static_cast<long long>(patch_w_)));
+    if (typed != OK || type != F32)
+        fail(GRD_ERR_ENGINE_OPEN, std::string("the model's ") + name + " is not float32; rebuild the bundle");
 }
 
 void OpenVinoEngine::reshape(int64_t batch) {
@@ -144,7 +159,8 @@ void OpenVinoEngine::reshape(int64_t batch) {
     ov_partial_shape_t shape = {};
     shape.rank = {4, 4};
     shape.dims = dims;
-    check(api_.ov_model_reshape_single_input(model_, shape), GRD_ERR_ENGINE_OPEN, "the model does not take patches of this bundle's size");
+    check(api_.ov_model_reshape_single_input(model_, shape), GRD_ERR_ENGINE_OPEN,
+          "the model does not take patches of this bundle's size");
     if (batch != kAnySize) check_port(false, batch);
 }
 
@@ -153,10 +169,11 @@ void OpenVinoEngine::compile(Lane *lane) {
     /* Pairs of property and value follow the variable part of the signature; the count is that of strings. */
     const ov_status_e status =
         threads_.empty()
-            ? api_.ov_core_compile_model(core_, model_, "CPU", 6, &lane->compiled, "PERFORMANCE_HINT", "LATENCY", "NUM_STREAMS", "1",
-                                         "INFERENCE_PRECISION_HINT", precision_.c_str())
-            : api_.ov_core_compile_model(core_, model_, "CPU", 8, &lane->compiled, "PERFORMANCE_HINT", "LATENCY", "NUM_STREAMS", "1",
-                                         "INFERENCE_PRECISION_HINT", precision_.c_str(), "INFERENCE_NUM_THREADS", threads_.c_str());
+            ? api_.ov_core_compile_model(core_, model_, "CPU", 6, &lane->compiled, "PERFORMANCE_HINT", "LATENCY",
+                                         "NUM_STREAMS", "1", "INFERENCE_PRECISION_HINT", precision_.c_str())
+            : api_.ov_core_compile_model(core_, model_, "CPU", 8, &lane->compiled, "PERFORMANCE_HINT", "LATENCY",
+                                         "NUM_STREAMS", "1", "INFERENCE_PRECISION_HINT", precision_.c_str(),
+                                         "INFERENCE_NUM_THREADS", threads_.c_str());
     check(status, GRD_ERR_ENGINE_OPEN, "OpenVINO does not compile the model");
     char *used = nullptr;
     check(api_.ov_compiled_model_get_property(lane->compiled, "INFERENCE_PRECISION_HINT", &used), GRD_ERR_ENGINE_OPEN,
@@ -164,8 +181,10 @@ void OpenVinoEngine::compile(Lane *lane) {
     const std::string precision = used != nullptr ? used : "";
     api_.ov_free(used);
     if (precision != precision_)
-        fail(GRD_ERR_DEVICE, "this CPU runs the model in " + quoted(precision) + ", the engine was measured in " + precision_ + "; choose another precision of the bundle");
-    check(api_.ov_compiled_model_create_infer_request(lane->compiled, &lane->request), GRD_ERR_ENGINE_OPEN, "OpenVINO gives no infer request");
+        fail(GRD_ERR_DEVICE, "this CPU runs the model in " + quoted(precision) + ", the engine was measured in " +
+                                 precision_ + "; choose another precision of the bundle");
+    check(api_.ov_compiled_model_create_infer_request(lane->compiled, &lane->request), GRD_ERR_ENGINE_OPEN,
+          "OpenVINO gives no infer request");
 }
 
 Lane &OpenVinoEngine::lane_of(int64_t batch) {
@@ -189,10 +208,12 @@ void OpenVinoEngine::bind(Lane *lane, const grd_view &x, const grd_view &x_hat) 
     const int64_t n = x.extent[0];
     int64_t dims[4] = {n, channels_, patch_h_, patch_w_};
     const ov_shape_t shape = {4, dims};
-    const auto wrap = [&](void *data, const void **held, ov_tensor_t **tensor, decltype(api_.ov_infer_request_set_input_tensor) set) {
+    const auto wrap = [&](void *data, const void **held, ov_tensor_t **tensor,
+                          decltype(api_.ov_infer_request_set_input_tensor) set) {
         if (*tensor != nullptr && *held == data && lane->bound == n) return;
         ov_tensor_t *fresh = nullptr;
-        check(api_.ov_tensor_create_from_host_ptr(F32, shape, data, &fresh), GRD_ERR_ENGINE_RUN, "OpenVINO does not wrap the patches");
+        check(api_.ov_tensor_create_from_host_ptr(F32, shape, data, &fresh), GRD_ERR_ENGINE_RUN,
+              "OpenVINO does not wrap the patches");
         if (*tensor != nullptr) api_.ov_tensor_free(*tensor);
         *tensor = fresh;
         *held = nullptr; /* until it is set */
@@ -207,7 +228,8 @@ void OpenVinoEngine::bind(Lane *lane, const grd_view &x, const grd_view &x_hat) 
 void OpenVinoEngine::infer(const grd_view &x, const grd_view &x_hat) {
     const int64_t n = x.extent[0];
     if (n < 1 || n > batch_limit_)
-        fail(GRD_ERR_ENGINE_RUN, text("a batch has %lld patches, expected 1 to %lld", static_cast<long long>(n), static_cast<long long>(batch_limit_)));
+        fail(GRD_ERR_ENGINE_RUN, text("a batch has %lld patches, expected 1 to %lld", static_cast<long long>(n),
+                                      static_cast<long long>(batch_limit_)));
     Lane &lane = lane_of(n);
     bind(&lane, x, x_hat);
     check(api_.ov_infer_request_infer(lane.request), GRD_ERR_ENGINE_RUN, "OpenVINO does not run the model");
@@ -234,14 +256,17 @@ grd_status engine_open(const grd_engine_desc *desc, void **engine, char *message
 grd_status engine_infer(void *engine, const grd_view *x, const grd_view *x_hat, char *message, size_t message_bytes) {
     std::string said;
     const grd_status status = guarded(&said, [&]() -> grd_status {
-        if (engine == nullptr || x == nullptr || x_hat == nullptr) fail(GRD_ERR_ARGUMENT, "engine_infer needs an engine and two views");
+        if (engine == nullptr || x == nullptr || x_hat == nullptr)
+            fail(GRD_ERR_ARGUMENT, "engine_infer needs an engine and two views");
         static_cast<OpenVinoEngine *>(engine)->infer(*x, *x_hat);
         return GRD_OK;
     });
     return told(status, said, message, message_bytes);
 }
 
-const char *engine_version(void *engine) { return engine != nullptr ? static_cast<OpenVinoEngine *>(engine)->version() : ""; }
+const char *engine_version(void *engine) {
+    return engine != nullptr ? static_cast<OpenVinoEngine *>(engine)->version() : "";
+}
 
 void engine_close(void *engine) { delete static_cast<OpenVinoEngine *>(engine); }
 
@@ -249,7 +274,7 @@ void engine_close(void *engine) { delete static_cast<OpenVinoEngine *>(engine); 
 } // namespace grd
 
 extern "C" GRD_API const grd_backend *grd_backend_table(void) {
-    static const grd_backend table = {sizeof(grd_backend), GRD_BACKEND_ABI,     "openvino",          grd::engine_open,
+    static const grd_backend table = {sizeof(grd_backend), GRD_BACKEND_ABI,     "openvino",       grd::engine_open,
                                       grd::engine_infer,   grd::engine_version, grd::engine_close};
     return &table;
 }

@@ -44,7 +44,8 @@ grd_status grd_bundle_open(const char *path, grd_bundle **out) {
     if (bundle == nullptr) return GRD_ERR_MEMORY;
     *out = bundle;
     return grd::guarded(&bundle->message, [&]() -> grd_status {
-        if (path == nullptr || path[0] == '\0') grd::fail(GRD_ERR_ARGUMENT, "path is empty; give the path of a name.grdb folder");
+        if (path == nullptr || path[0] == '\0')
+            grd::fail(GRD_ERR_ARGUMENT, "path is empty; give the path of a name.grdb folder");
         bundle->path = path;
         try {
             open_into(bundle);

@@ -45,13 +45,18 @@ private:
 };
 
 [[noreturn]] void fail_open(const std::string &path, int error) {
-    const bool content = error == ENOENT || error == ENOTDIR || error == ELOOP || error == EMLINK || error == ENAMETOOLONG || error == ENXIO;
-    const char *why = error == ENOENT                        ? "is listed but missing; copy the bundle again"
-                      : error == ELOOP || error == ENOTDIR ? "is a link, or a part of its path is no folder; put the file itself there"
-                                                             : nullptr;
-    fail(content ? GRD_ERR_BUNDLE_CONTENT : error == ENOMEM ? GRD_ERR_MEMORY : GRD_ERR_IO,
-         path + (why != nullptr ? std::string(" ") + why
-                                : std::string(" cannot be opened (") + std::strerror(error) + "); check its permissions"));
+    const bool content = error == ENOENT || error == ENOTDIR || error == ELOOP || error == EMLINK ||
+                         error == ENAMETOOLONG || error == ENXIO;
+    const char *why = error == ENOENT ? "is listed but missing; copy the bundle again"
+                      : error == ELOOP || error == ENOTDIR
+                          ? "is a link, or a part of its path is no folder; put the file itself there"
+                          : nullptr;
+    fail(content           ? GRD_ERR_BUNDLE_CONTENT
+         : error == ENOMEM ? GRD_ERR_MEMORY
+                           : GRD_ERR_IO,
+         path + (why != nullptr
+                     ? std::string(" ") + why
+                     : std::string(" cannot be opened (") + std::strerror(error) + "); check its permissions"));
 }
 
 /* O_NONBLOCK: opening a pipe that somebody put there must not wait for a writer. */
@@ -121,7 +126,8 @@ void check_entries(Fd folder, const std::string &prefix, const std::map<std::str
         const bool document = path == "bundle.json" || path == "decision.json";
         if (document || files.count(path) > 0) continue; /* opened, and checked to be a regular file, elsewhere */
         if (folders.count(path) == 0)
-            fail(GRD_ERR_BUNDLE_CONTENT, quoted(path) + " is in the folder but bundle.json does not list it; remove it");
+            fail(GRD_ERR_BUNDLE_CONTENT,
+                 quoted(path) + " is in the folder but bundle.json does not list it; remove it");
         Fd below(::openat(::dirfd(stream), name.c_str(), kFolderFlags));
         if (below.get() < 0) fail_open(path, errno);
         check_entries(std::move(below), path + "/", files, folders);
@@ -146,8 +152,9 @@ bool Folder::read_document(const char *name, Bytes *out) const {
     if (fd.get() < 0) fail_open(name, errno);
     const struct stat found = regular_stat(fd.get(), name);
     if (found.st_size > kDocumentBytes)
-        fail(GRD_ERR_BUNDLE_MALFORMED, text("%s has %lld bytes, expected at most %lld; rebuild the bundle", name,
-                                            static_cast<long long>(found.st_size), static_cast<long long>(kDocumentBytes)));
+        fail(GRD_ERR_BUNDLE_MALFORMED,
+             text("%s has %lld bytes, expected at most %lld; rebuild the bundle", name,
+                  static_cast<long long>(found.st_size), static_cast<long long>(kDocumentBytes)));
     *out = allocated(static_cast<size_t>(found.st_size));
     read_exactly(fd.get(), out->data.get(), out->count, name);
     return true;
@@ -157,12 +164,14 @@ Bytes Folder::read_listed(const std::string &path, const ListedFile &listed, boo
     Fd fd = open_below(fd_, path);
     const struct stat found = regular_stat(fd.get(), path);
     if (found.st_size != listed.byte_count)
-        fail(GRD_ERR_BUNDLE_HASH, text("%s has %lld bytes, expected %lld: the file was changed after the bundle was written; "
-                                       "copy the bundle again or rebuild it with `grd-edge build bundle`",
-                                       path.c_str(), static_cast<long long>(found.st_size), static_cast<long long>(listed.byte_count)));
+        fail(GRD_ERR_BUNDLE_HASH,
+             text("%s has %lld bytes, expected %lld: the file was changed after the bundle was written; "
+                  "copy the bundle again or rebuild it with `grd-edge build bundle`",
+                  path.c_str(), static_cast<long long>(found.st_size), static_cast<long long>(listed.byte_count)));
     if (found.st_size > kFileBytes)
-        fail(GRD_ERR_BUNDLE_CONTENT, text("%s has %lld bytes, more than the %lld that a bundle's file may have", path.c_str(),
-                                          static_cast<long long>(found.st_size), static_cast<long long>(kFileBytes)));
+        fail(GRD_ERR_BUNDLE_CONTENT,
+             text("%s has %lld bytes, more than the %lld that a bundle's file may have", path.c_str(),
+                  static_cast<long long>(found.st_size), static_cast<long long>(kFileBytes)));
     size_t left = static_cast<size_t>(found.st_size);
     Bytes bytes = allocated(keep || left < kChunkBytes ? left : kChunkBytes);
     grd_sha256 hash;
@@ -178,9 +187,10 @@ Bytes Folder::read_listed(const std::string &path, const ListedFile &listed, boo
     char digits[65];
     grd_sha256_end(&hash, digits);
     if (listed.sha256 != digits)
-        fail(GRD_ERR_BUNDLE_HASH, path + " has sha256 " + std::string(digits, 12) + ".., expected " + listed.sha256.substr(0, 12) +
-                                      "..: the file was changed after the bundle was written; copy the bundle again or rebuild it "
-                                      "with `grd-edge build bundle`");
+        fail(GRD_ERR_BUNDLE_HASH,
+             path + " has sha256 " + std::string(digits, 12) + ".., expected " + listed.sha256.substr(0, 12) +
+                 "..: the file was changed after the bundle was written; copy the bundle again or rebuild it "
+                 "with `grd-edge build bundle`");
     return keep ? std::move(bytes) : Bytes();
 }
 

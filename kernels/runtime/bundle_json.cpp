@@ -49,7 +49,8 @@ public:
         for (const auto &item : json_.items()) {
             bool known = false;
             for (const char *key : wanted) known = known || item.key() == key;
-            if (!known) malformed(name_ + " has the unknown key " + quoted(item.key()) + "; remove it or rebuild the bundle");
+            if (!known)
+                malformed(name_ + " has the unknown key " + quoted(item.key()) + "; remove it or rebuild the bundle");
         }
         return *this;
     }
@@ -64,14 +65,17 @@ public:
     Node at(const std::string &key) const { return Node(json_.at(key), name_ + "." + key); }
 
     int64_t integer(int64_t least, int64_t most) const {
-        const std::string wanted = text("an integer from %lld to %lld", static_cast<long long>(least), static_cast<long long>(most));
+        const std::string wanted =
+            text("an integer from %lld to %lld", static_cast<long long>(least), static_cast<long long>(most));
         if (!json_.is_number_integer()) wrong(wanted);
         if (json_.is_number_unsigned() && json_.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) wrong(wanted);
         const int64_t value = json_.get<int64_t>();
         if (value < least || value > most) wrong(wanted);
         return value;
     }
-    int32_t integer32(int64_t least, int64_t most = INT32_MAX) const { return static_cast<int32_t>(integer(least, most)); }
+    int32_t integer32(int64_t least, int64_t most = INT32_MAX) const {
+        return static_cast<int32_t>(integer(least, most));
+    }
     double number() const {
         if (!json_.is_number()) wrong("a number");
         return json_.get<double>();
@@ -120,7 +124,8 @@ Json document_from_bytes(const Bytes &bytes, const char *name) {
     std::vector<std::set<std::string>> open_objects;
     const auto watch = [&](int depth, Json::parse_event_t event, Json &value) {
         if (event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start) {
-            if (depth >= kDeepest) malformed(text("%s nests deeper than %d levels; rebuild the bundle", name, kDeepest));
+            if (depth >= kDeepest)
+                malformed(text("%s nests deeper than %d levels; rebuild the bundle", name, kDeepest));
         }
         if (event == Json::parse_event_t::object_start) open_objects.emplace_back();
         if (event == Json::parse_event_t::object_end) open_objects.pop_back();
@@ -142,11 +147,13 @@ Json document_from_bytes(const Bytes &bytes, const char *name) {
 std::string checked_seal(const Json &document, const Bytes &bytes, const char *name) {
     const Node root(document, name);
     root.object();
-    if (!document.contains("schema")) malformed(std::string(name) + " has no key \"schema\"; it is not a bundle's file");
+    if (!document.contains("schema"))
+        malformed(std::string(name) + " has no key \"schema\"; it is not a bundle's file");
     const Node schema = root.at("schema");
     if (schema.integer(1, INT64_MAX) > kSchema)
-        fail(GRD_ERR_BUNDLE_SCHEMA, schema.name() + " is " + schema.json().dump() +
-                                        text(", this version reads %d: written by a newer grd-edge; update grd-edge", kSchema));
+        fail(GRD_ERR_BUNDLE_SCHEMA,
+             schema.name() + " is " + schema.json().dump() +
+                 text(", this version reads %d: written by a newer grd-edge; update grd-edge", kSchema));
     if (!document.contains("seal")) malformed(std::string(name) + " has no key \"seal\"; rebuild the bundle");
     const std::string seal = root.at("seal").string();
     if (!is_digest(seal)) root.at("seal").wrong("64 lower-case hex digits");
@@ -163,7 +170,8 @@ std::string checked_seal(const Json &document, const Bytes &bytes, const char *n
     grd_sha256_end(&hash, digits);
     if (seal != digits)
         fail(GRD_ERR_BUNDLE_HASH, std::string(name) + " has the seal " + seal.substr(0, 12) + ".., its content gives " +
-                                      std::string(digits, 12) + "..: it was changed after it was written; copy the bundle again or rebuild it");
+                                      std::string(digits, 12) +
+                                      "..: it was changed after it was written; copy the bundle again or rebuild it");
     return seal;
 }
 
@@ -175,7 +183,8 @@ bool is_plain_path(const std::string &path) {
         const size_t end = path.find('/', begin);
         const std::string part = path.substr(begin, end == std::string::npos ? end : end - begin);
         if (part.empty() || part[0] == '.' || part.size() > 255) return false;
-        if (part.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-") != std::string::npos)
+        if (part.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-") !=
+            std::string::npos)
             return false;
         if (++components > 3) return false;
         if (end == std::string::npos) return true;
@@ -185,11 +194,14 @@ bool is_plain_path(const std::string &path) {
 
 void read_files(const Node &node, Description *out) {
     const size_t count = node.object().json().size();
-    if (count < 1 || count > kMostFiles) malformed(text("files lists %zu files, expected 1 to %zu; rebuild the bundle", count, kMostFiles));
+    if (count < 1 || count > kMostFiles)
+        malformed(text("files lists %zu files, expected 1 to %zu; rebuild the bundle", count, kMostFiles));
     for (const auto &item : node.json().items()) {
         const std::string &path = item.key();
         if (!is_plain_path(path) || path == "bundle.json" || path == "decision.json")
-            fail(GRD_ERR_BUNDLE_CONTENT, "files lists " + quoted(path) + ", expected 1 to 3 plain names of letters, digits, _ . and - joined by /; rebuild the bundle");
+            fail(GRD_ERR_BUNDLE_CONTENT,
+                 "files lists " + quoted(path) +
+                     ", expected 1 to 3 plain names of letters, digits, _ . and - joined by /; rebuild the bundle");
         const Node entry(item.value(), "files[" + quoted(path) + "]");
         entry.keys({"sha256", "bytes"});
         ListedFile file;
@@ -219,7 +231,8 @@ void read_engines(const Node &node, Description *out) {
     constexpr const char *kBackend = "abcdefghijklmnopqrstuvwxyz0123456789_"; /* it becomes part of a file name */
     std::set<std::pair<std::string, std::string>> seen;
     const size_t count = node.array().json().size();
-    if (count > kMostEngines) malformed(text("engines holds %zu engines, expected at most %zu; rebuild the bundle", count, kMostEngines));
+    if (count > kMostEngines)
+        malformed(text("engines holds %zu engines, expected at most %zu; rebuild the bundle", count, kMostEngines));
     for (size_t i = 0; i < count; ++i) {
         const Node entry(node.json()[i], text("engines[%zu]", i));
         entry.keys({"target", "precision", "backend", "file", "format", "fingerprint"});
@@ -237,7 +250,8 @@ void read_engines(const Node &node, Description *out) {
     }
     for (const auto &choice : out->chosen)
         if (seen.count({choice.first, choice.second}) == 0)
-            malformed("precision.chosen takes " + quoted(choice.second) + " for " + quoted(choice.first) + ", but engines holds no such engine; rebuild the bundle");
+            malformed("precision.chosen takes " + quoted(choice.second) + " for " + quoted(choice.first) +
+                      ", but engines holds no such engine; rebuild the bundle");
 }
 
 } // namespace
@@ -266,7 +280,8 @@ Description description_from_bundle_json(const Bytes &bytes) {
     for (const auto &item : precision.at("chosen").object().json().items())
         out.chosen[item.key()] = Node(item.value(), "bundle.json.precision.chosen." + quoted(item.key())).string();
     const Node tried = precision.at("tried");
-    for (size_t i = 0; i < tried.array().json().size(); ++i) Node(tried.json()[i], text("precision.tried[%zu]", i)).object();
+    for (size_t i = 0; i < tried.array().json().size(); ++i)
+        Node(tried.json()[i], text("precision.tried[%zu]", i)).object();
     precision.at("why").string();
     read_engines(root.at("engines"), &out);
 
@@ -285,8 +300,9 @@ void add_decision_json(const Bytes &bytes, Description *description) {
     const std::string &model = root.at("bundle").string();
     if (!is_digest(model)) root.at("bundle").wrong("the seal of bundle.json");
     if (model != description->seal)
-        fail(GRD_ERR_BUNDLE_HASH, "decision.json was fitted for the bundle with seal " + model.substr(0, 12) + ".., this one has " +
-                                      description->seal.substr(0, 12) + "..: its thresholds belong to another model; run `grd-edge recalibrate`");
+        fail(GRD_ERR_BUNDLE_HASH, "decision.json was fitted for the bundle with seal " + model.substr(0, 12) +
+                                      ".., this one has " + description->seal.substr(0, 12) +
+                                      "..: its thresholds belong to another model; run `grd-edge recalibrate`");
     const Node regions = root.at("regions");
     if (regions.array().json().size() != 1) regions.wrong("exactly one region");
     const Node region(regions.json()[0], "decision.json.regions[0]");

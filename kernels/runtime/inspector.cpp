@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -12,36 +11,12 @@
 
 #include "../patchify/patchify.h"
 #include "backend.h"
+#include "buffer.h"
 #include "bundle.h"
 #include "failure.h"
 
 namespace grd {
 namespace {
-
-/* Memory that only grows, aligned for vector loads. */
-class Buffer {
-public:
-    Buffer() = default;
-    ~Buffer() { std::free(data_); }
-    Buffer(const Buffer &) = delete;
-    Buffer &operator=(const Buffer &) = delete;
-
-    void reserve(size_t bytes) {
-        if (bytes <= size_) return;
-        void *grown = nullptr;
-        if (::posix_memalign(&grown, 64, bytes) != 0) throw std::bad_alloc();
-        std::free(data_);
-        data_ = grown;
-        size_ = bytes;
-    }
-    float *floats() const { return static_cast<float *>(data_); }
-    void *data() const { return data_; }
-    size_t size() const { return size_; }
-
-private:
-    void *data_ = nullptr;
-    size_t size_ = 0;
-};
 
 class Stopwatch {
 public:
@@ -68,20 +43,24 @@ grd_view dense_view(float *data, int64_t n, int64_t c, int64_t h, int64_t w) {
 
 /* Checks a view that the caller wants filled. */
 void check_output(const grd_view &view, const char *name, int64_t n, int64_t c, int64_t h, int64_t w, bool dense) {
-    if (view.data == nullptr) fail(GRD_ERR_ARGUMENT, text("result.%s has no data; pass NULL when it is not wanted", name));
-    if (view.dtype != GRD_FLOAT32) fail(GRD_ERR_DTYPE, text("result.%s has dtype %d, expected FLOAT32", name, view.dtype));
-    if (view.space != GRD_SPACE_HOST) fail(GRD_ERR_SPACE, text("result.%s lies in space %d, expected host memory", name, view.space));
+    if (view.data == nullptr)
+        fail(GRD_ERR_ARGUMENT, text("result.%s has no data; pass NULL when it is not wanted", name));
+    if (view.dtype != GRD_FLOAT32)
+        fail(GRD_ERR_DTYPE, text("result.%s has dtype %d, expected FLOAT32", name, view.dtype));
+    if (view.space != GRD_SPACE_HOST)
+        fail(GRD_ERR_SPACE, text("result.%s lies in space %d, expected host memory", name, view.space));
     const int64_t want[4] = {n, c, h, w};
     const int64_t strides[4] = {c * h * w * 4, h * w * 4, w * 4, 4};
     bool unset = true;
     for (int i = 0; i < 4; ++i) unset = unset && view.stride_bytes[i] == 0;
     for (int i = 0; i < 4; ++i)
         if (view.extent[i] != want[i])
-            fail(GRD_ERR_SHAPE, text("result.%s is %lldx%lldx%lldx%lld, expected %lldx%lldx%lldx%lld; ask grd_inspector_grid first", name,
-                                     static_cast<long long>(view.extent[0]), static_cast<long long>(view.extent[1]),
-                                     static_cast<long long>(view.extent[2]), static_cast<long long>(view.extent[3]),
-                                     static_cast<long long>(n), static_cast<long long>(c), static_cast<long long>(h),
-                                     static_cast<long long>(w)));
+            fail(GRD_ERR_SHAPE,
+                 text("result.%s is %lldx%lldx%lldx%lld, expected %lldx%lldx%lldx%lld; ask grd_inspector_grid first",
+                      name, static_cast<long long>(view.extent[0]), static_cast<long long>(view.extent[1]),
+                      static_cast<long long>(view.extent[2]), static_cast<long long>(view.extent[3]),
+                      static_cast<long long>(n), static_cast<long long>(c), static_cast<long long>(h),
+                      static_cast<long long>(w)));
     for (int i = 0; dense && i < 4; ++i)
         if (!unset && want[i] > 1 && view.stride_bytes[i] != strides[i])
             fail(GRD_ERR_STRIDE, text("result.%s has strides, expected dense memory", name));
@@ -125,13 +104,15 @@ namespace {
                                   static_cast<long long>(frame.extent[3]), static_cast<long long>(frame.extent[1]));
     switch (status) {
     case GRD_ERR_FRAME_SIZE:
-        fail(status, size + text(" is smaller than a patch of %dx%d at working scale %d px; use larger frames, or a bundle with padding \"reflect\"",
+        fail(status, size + text(" is smaller than a patch of %dx%d at working scale %d px; use larger frames, or a "
+                                 "bundle with padding \"reflect\"",
                                  cut.patch_h, cut.patch_w, cut.scale_px));
     case GRD_ERR_FRAME_CHANNELS:
-        fail(status, size + text(" has channels that this bundle cannot take, it works on %d; give frames of %s", cut.channels,
-                                 cut.channels == 1 ? "1 channel or 3 (RGB)" : "3 channels (RGB)"));
+        fail(status, size + text(" has channels that this bundle cannot take, it works on %d; give frames of %s",
+                                 cut.channels, cut.channels == 1 ? "1 channel or 3 (RGB)" : "3 channels (RGB)"));
     case GRD_ERR_SHAPE:
-        fail(status, size + text(" of %lld images is not taken, expected one image with sides of 1 to %lld px before and after scaling",
+        fail(status, size + text(" of %lld images is not taken, expected one image with sides of 1 to %lld px before "
+                                 "and after scaling",
                                  static_cast<long long>(frame.extent[0]), static_cast<long long>(kMaxSidePx)));
     case GRD_ERR_DTYPE:
         fail(status, size + text(" has dtype %d, expected UINT8 or UINT16", frame.dtype));
@@ -154,8 +135,10 @@ grd_grid grid_of_frame(const grd_inspector &inspector, const grd_view &frame) {
 
 void check_open_params(const grd_inspector_params &params) {
     if (params.struct_size < sizeof(grd_inspector_params))
-        fail(GRD_ERR_STRUCT_SIZE, text("params.struct_size is %u, expected at least %zu", params.struct_size, sizeof(grd_inspector_params)));
-    if (params.threads < 0 || params.threads > 4096) fail(GRD_ERR_ARGUMENT, text("threads is %d, expected 0 (all cores) to 4096", params.threads));
+        fail(GRD_ERR_STRUCT_SIZE,
+             text("params.struct_size is %u, expected at least %zu", params.struct_size, sizeof(grd_inspector_params)));
+    if (params.threads < 0 || params.threads > 4096)
+        fail(GRD_ERR_ARGUMENT, text("threads is %d, expected 0 (all cores) to 4096", params.threads));
     if (params.batch_limit < 0 || params.batch_limit > 1024)
         fail(GRD_ERR_ARGUMENT, text("batch_limit is %d, expected 1 to 1024, or 0 for 16", params.batch_limit));
     if (params.reserved != 0) fail(GRD_ERR_ARGUMENT, text("params.reserved is %d, expected 0", params.reserved));
@@ -172,9 +155,10 @@ const Engine &chosen_engine(const grd_bundle &bundle, const grd_inspector_params
         if (engine.target == target && engine.precision == precision) return engine;
         held += (held.empty() ? "" : ", ") + engine.target + " " + engine.precision;
     }
-    fail(GRD_ERR_BUNDLE_ENGINE, "bundle " + bundle.path + " holds no engine for target " + quoted(target) +
-                                    (choice_missing ? " and chooses no precision for it" : " and precision " + quoted(precision)) +
-                                    "; it holds: " + (held.empty() ? "none" : held));
+    fail(GRD_ERR_BUNDLE_ENGINE,
+         "bundle " + bundle.path + " holds no engine for target " + quoted(target) +
+             (choice_missing ? " and chooses no precision for it" : " and precision " + quoted(precision)) +
+             "; it holds: " + (held.empty() ? "none" : held));
 }
 
 void open_engine(const grd_bundle &bundle, const grd_inspector_params &params, grd_inspector *inspector) {
@@ -197,8 +181,10 @@ void open_engine(const grd_bundle &bundle, const grd_inspector_params &params, g
     void *opened = nullptr;
     const grd_status status = inspector->backend->engine_open(&desc, &opened, message, sizeof(message));
     message[sizeof(message) - 1] = '\0';
-    const std::string what = "bundle " + bundle.path + ": engine " + engine.target + " " + engine.precision + " (" + engine.file + "): ";
-    if (status != GRD_OK) fail(status, what + (message[0] != '\0' ? message : "the backend refused it without a reason"));
+    const std::string what =
+        "bundle " + bundle.path + ": engine " + engine.target + " " + engine.precision + " (" + engine.file + "): ";
+    if (status != GRD_OK)
+        fail(status, what + (message[0] != '\0' ? message : "the backend refused it without a reason"));
     if (opened == nullptr) fail(GRD_ERR_ENGINE_OPEN, what + "the backend gave no engine; reinstall it");
     inspector->engine = opened;
     const char *version = inspector->backend->engine_version(opened);
@@ -214,12 +200,17 @@ void infer(grd_inspector *inspector, int32_t count) {
     int32_t done = 0;
     for (int32_t batch = 0; batch < batches; ++batch) {
         const int32_t n = count / batches + (batch < count % batches ? 1 : 0);
-        const grd_view x = dense_view(inspector->x.floats() + done * patch_floats, n, cut.channels, cut.patch_h, cut.patch_w);
-        const grd_view x_hat = dense_view(inspector->x_hat.floats() + done * patch_floats, n, cut.channels, cut.patch_h, cut.patch_w);
+        const grd_view x =
+            dense_view(inspector->x.floats() + done * patch_floats, n, cut.channels, cut.patch_h, cut.patch_w);
+        const grd_view x_hat =
+            dense_view(inspector->x_hat.floats() + done * patch_floats, n, cut.channels, cut.patch_h, cut.patch_w);
         char message[1024] = "";
-        const grd_status status = inspector->backend->engine_infer(inspector->engine, &x, &x_hat, message, sizeof(message));
+        const grd_status status =
+            inspector->backend->engine_infer(inspector->engine, &x, &x_hat, message, sizeof(message));
         message[sizeof(message) - 1] = '\0';
-        if (status != GRD_OK) fail(status, text("inference of patches %d to %d failed: %s", done, done + n - 1, message[0] != '\0' ? message : "no reason given"));
+        if (status != GRD_OK)
+            fail(status, text("inference of patches %d to %d failed: %s", done, done + n - 1,
+                              message[0] != '\0' ? message : "no reason given"));
         done += n;
     }
 }
@@ -237,7 +228,8 @@ void score(grd_inspector *inspector, const grd_grid &grid, bool with_heatmap) {
     const grd_score_params params = inspector->score_params();
     const grd_status status = grd_score_patches(&params, &x, &x_hat, &outputs);
     if (status != GRD_OK)
-        fail(status, text("patches of %dx%dx%d cannot be scored (%s)", cut.channels, cut.patch_h, cut.patch_w, grd_status_name(status)));
+        fail(status, text("patches of %dx%dx%d cannot be scored (%s)", cut.channels, cut.patch_h, cut.patch_w,
+                          grd_status_name(status)));
 }
 
 /* The k-th largest of the deciding scores, k <= count. NaN when any is NaN. */
@@ -254,13 +246,15 @@ float product_score(const float *scores, int32_t count, int32_t k, float *sorted
 void check_result(const grd_inspector &inspector, const grd_grid &grid, const grd_result &result) {
     const grd_cut_params &cut = inspector.info.cut;
     if (inspector.info.has_decision && grid.count < inspector.info.k) /* it could never be rejected */
-        fail(GRD_ERR_FRAME_SIZE, text("the frame has %d patches, fewer than the k of %d that make a product defective; use larger frames, or recalibrate with a smaller k",
+        fail(GRD_ERR_FRAME_SIZE, text("the frame has %d patches, fewer than the k of %d that make a product defective; "
+                                      "use larger frames, or recalibrate with a smaller k",
                                       grid.count, inspector.info.k));
     if (result.patches != nullptr && result.patch_capacity < grid.count)
         fail(GRD_ERR_BUFFER, text("result.patches holds %lld, the frame has %d patches; ask grd_inspector_grid first",
                                   static_cast<long long>(result.patch_capacity), grid.count));
     if (result.heatmap != nullptr) check_output(*result.heatmap, "heatmap", 1, 1, grid.scaled_h, grid.scaled_w, false);
-    if (result.x_hat != nullptr) check_output(*result.x_hat, "x_hat", grid.count, cut.channels, cut.patch_h, cut.patch_w, true);
+    if (result.x_hat != nullptr)
+        check_output(*result.x_hat, "x_hat", grid.count, cut.channels, cut.patch_h, cut.patch_w, true);
 }
 
 void decide(grd_inspector *inspector, const grd_grid &grid, grd_result *result) {
@@ -287,10 +281,12 @@ void decide(grd_inspector *inspector, const grd_grid &grid, grd_result *result) 
 }
 
 grd_status inspect(grd_inspector *inspector, const grd_view *frame, grd_result *result) {
-    if (inspector->engine == nullptr) fail(GRD_ERR_ARGUMENT, "this inspector did not open; read the message of grd_inspector_open");
+    if (inspector->engine == nullptr)
+        fail(GRD_ERR_ARGUMENT, "this inspector did not open; read the message of grd_inspector_open");
     if (frame == nullptr || result == nullptr) fail(GRD_ERR_ARGUMENT, "frame and result must not be NULL");
     if (result->struct_size < sizeof(grd_result))
-        fail(GRD_ERR_STRUCT_SIZE, text("result.struct_size is %u, expected at least %zu", result->struct_size, sizeof(grd_result)));
+        fail(GRD_ERR_STRUCT_SIZE,
+             text("result.struct_size is %u, expected at least %zu", result->struct_size, sizeof(grd_result)));
     Stopwatch total, stage;
     const grd_cut_params &cut = inspector->info.cut;
     const grd_grid grid = grid_of_frame(*inspector, *frame);
@@ -338,7 +334,8 @@ grd_status grd_inspector_open(const grd_bundle *bundle, const grd_inspector_para
     if (inspector == nullptr) return GRD_ERR_MEMORY;
     *out = inspector;
     return grd::guarded(&inspector->message, [&]() -> grd_status {
-        if (bundle == nullptr || !bundle->verified) grd::fail(GRD_ERR_ARGUMENT, "the bundle is not open; check the status of grd_bundle_open");
+        if (bundle == nullptr || !bundle->verified)
+            grd::fail(GRD_ERR_ARGUMENT, "the bundle is not open; check the status of grd_bundle_open");
         grd_inspector_params used = {};
         used.struct_size = sizeof(used);
         if (params != nullptr) {
@@ -350,12 +347,15 @@ grd_status grd_inspector_open(const grd_bundle *bundle, const grd_inspector_para
         inspector->variant = used.score_variant != nullptr ? used.score_variant : "";
         const grd_score_params scoring = inspector->score_params();
         if (grd_score_variant_active(&scoring) == nullptr)
-            grd::fail(GRD_ERR_VARIANT, "score variant " + grd::quoted(scoring.variant != nullptr ? scoring.variant : "of GRD_FORCE_VARIANT") +
-                                           " is unknown or not supported by this CPU; leave it out to use the fastest");
+            grd::fail(GRD_ERR_VARIANT,
+                      "score variant " +
+                          grd::quoted(scoring.variant != nullptr ? scoring.variant : "of GRD_FORCE_VARIANT") +
+                          " is unknown or not supported by this CPU; leave it out to use the fastest");
         const grd_cut_params &cut = inspector->info.cut;
         const size_t workspace = grd_score_workspace_bytes(&scoring, cut.channels, cut.patch_h, cut.patch_w);
         if (workspace == 0)
-            grd::fail(GRD_ERR_SHAPE, grd::text("patches of %dx%d cannot be scored, the window needs at least 11x11; rebuild the bundle with larger patches",
+            grd::fail(GRD_ERR_SHAPE, grd::text("patches of %dx%d cannot be scored, the window needs at least 11x11; "
+                                               "rebuild the bundle with larger patches",
                                                cut.patch_h, cut.patch_w));
         inspector->score_workspace.reserve(workspace);
         grd::open_engine(*bundle, used, inspector);
@@ -376,9 +376,11 @@ const char *grd_inspector_engine_version(const grd_inspector *inspector) {
 grd_status grd_inspector_grid(const grd_inspector *inspector, int64_t frame_h, int64_t frame_w, grd_grid *out) {
     if (inspector == nullptr) return GRD_ERR_ARGUMENT;
     return grd::guarded(&inspector->message, [&]() -> grd_status {
-        if (inspector->engine == nullptr || out == nullptr) grd::fail(GRD_ERR_ARGUMENT, "grd_inspector_grid needs an open inspector and a grid");
+        if (inspector->engine == nullptr || out == nullptr)
+            grd::fail(GRD_ERR_ARGUMENT, "grd_inspector_grid needs an open inspector and a grid");
         if (out->struct_size < sizeof(grd_grid))
-            grd::fail(GRD_ERR_STRUCT_SIZE, grd::text("grid.struct_size is %u, expected at least %zu", out->struct_size, sizeof(grd_grid)));
+            grd::fail(GRD_ERR_STRUCT_SIZE,
+                      grd::text("grid.struct_size is %u, expected at least %zu", out->struct_size, sizeof(grd_grid)));
         const uint32_t struct_size = out->struct_size;
         const grd_view frame = grd_view_of_frame(nullptr, GRD_UINT8, frame_h, frame_w, inspector->info.cut.channels, 1);
         *out = grd::grid_of_frame(*inspector, frame);

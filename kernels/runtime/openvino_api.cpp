@@ -50,7 +50,8 @@ void *opened(const std::string &path) {
     void *library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (library != nullptr) return library;
     const char *error = ::dlerror();
-    fail(GRD_ERR_BACKEND_LIBRARY, path + " does not load (" + (error != nullptr ? error : "no reason given") + "); reinstall OpenVINO");
+    fail(GRD_ERR_BACKEND_LIBRARY,
+         path + " does not load (" + (error != nullptr ? error : "no reason given") + "); reinstall OpenVINO");
 }
 
 void *found_library(const char *vendor_dir) {
@@ -58,7 +59,9 @@ void *found_library(const char *vendor_dir) {
     if (named != nullptr && named[0] != '\0') {
         const std::string path = library_in(named);
         if (path.empty())
-            fail(GRD_ERR_BACKEND_LIBRARY, std::string("folder ") + named + " holds no " + kLibrary + "; name the folder of OpenVINO's libraries, such as site-packages/openvino/libs");
+            fail(GRD_ERR_BACKEND_LIBRARY,
+                 std::string("folder ") + named + " holds no " + kLibrary +
+                     "; name the folder of OpenVINO's libraries, such as site-packages/openvino/libs");
         return opened(path);
     }
     const std::string beside = library_in(own_folder());
@@ -72,23 +75,27 @@ void *found_library(const char *vendor_dir) {
         if (!path.empty()) return opened(path);
         rest = colon == std::string::npos ? "" : rest.substr(colon + 1);
     }
-    fail(GRD_ERR_BACKEND_LIBRARY, std::string(kLibrary) + " was not found; install OpenVINO and pass vendor_dir, or set GRD_VENDOR_DIR, to the folder of its libraries, such as site-packages/openvino/libs");
+    fail(GRD_ERR_BACKEND_LIBRARY,
+         std::string(kLibrary) + " was not found; install OpenVINO and pass vendor_dir, or set GRD_VENDOR_DIR, to the "
+                                 "folder of its libraries, such as site-packages/openvino/libs");
 }
 
 } // namespace
 
 OpenVinoApi::OpenVinoApi(const char *vendor_dir) {
     void *library = found_library(vendor_dir);
-#define GRD_LOAD(name)                                                                                                 \
-    name = reinterpret_cast<decltype(name)>(::dlsym(library, #name));                                                  \
-    if (name == nullptr) fail(GRD_ERR_BACKEND_LIBRARY, "OpenVINO's C library lacks " #name "; install OpenVINO 2026.0 or newer");
+#define GRD_LOAD(name) \
+    name = reinterpret_cast<decltype(name)>(::dlsym(library, #name)); \
+    if (name == nullptr) \
+        fail(GRD_ERR_BACKEND_LIBRARY, "OpenVINO's C library lacks " #name "; install OpenVINO 2026.0 or newer");
     GRD_OPENVINO_FUNCTIONS(GRD_LOAD)
 #undef GRD_LOAD
     ov_version_t version = {};
     if (ov_get_openvino_version(&version) == OK && version.buildNumber != nullptr) version_ = version.buildNumber;
     ov_version_free(&version);
     if (std::atoi(version_.c_str()) < kOldestYear)
-        fail(GRD_ERR_BACKEND_LIBRARY, text("OpenVINO %s was found, expected %d.0 or newer; install a newer one", version_.c_str(), kOldestYear));
+        fail(GRD_ERR_BACKEND_LIBRARY,
+             text("OpenVINO %s was found, expected %d.0 or newer; install a newer one", version_.c_str(), kOldestYear));
 }
 
 std::string OpenVinoApi::last_error(ov_status_e status) const {

@@ -15,7 +15,8 @@ const char *grd_version_string(void) {
 const char *grd_status_name(grd_status status) {
     switch (status) {
 #define GRD_CASE(name) \
-    case name: return #name
+    case name: \
+        return #name
         GRD_CASE(GRD_OK);
         GRD_CASE(GRD_ERR_ARGUMENT);
         GRD_CASE(GRD_ERR_STRUCT_SIZE);
@@ -44,12 +45,12 @@ const char *grd_status_name(grd_status status) {
         GRD_CASE(GRD_ERR_IO);
         GRD_CASE(GRD_ERR_INTERNAL);
 #undef GRD_CASE
-    default: return "GRD_ERR_UNKNOWN";
+    default:
+        return "GRD_ERR_UNKNOWN";
     }
 }
 
-grd_view grd_view_of_frame(const void *data, int32_t dtype, int64_t h, int64_t w, int64_t c,
-                           int64_t row_stride_bytes) {
+grd_view grd_view_of_frame(const void *data, int32_t dtype, int64_t h, int64_t w, int64_t c, int64_t row_stride_bytes) {
     const int64_t item = dtype == GRD_UINT8 ? 1 : dtype == GRD_FLOAT32 ? 4 : 2;
     grd_view view = {};
     view.data = const_cast<void *>(data); /* input views are never written */

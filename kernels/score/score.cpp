@@ -97,8 +97,8 @@ int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 bool job_from_size(const grd_score_params &params, int64_t c, int64_t h, int64_t w, Job *out) {
     const bool box = params.window == GRD_WINDOW_BOX;
     const int64_t smallest = box ? 1 : kTaps;
-    if (c < 1 || c > kLargestChannels || h < smallest || h > kLargestExtent || w < smallest || w > kLargestExtent)
-        return false;
+    if (c < 1 || c > kLargestChannels) return false;
+    if (h < smallest || h > kLargestExtent || w < smallest || w > kLargestExtent) return false;
     if (h * w > INT64_MAX / 256 / c) return false; /* no variant's scratch takes 256 bytes a pixel */
     const int64_t lost = box ? 0 : kTaps - 1;
     const int64_t local = params.local_window_px ? params.local_window_px : kDefaultLocal;
@@ -132,21 +132,27 @@ grd_status check_view(const grd_view &view) {
 
 bool same_extents(const int64_t *a, const int64_t *b) { return memcmp(a, b, 4 * sizeof *a) == 0; }
 
-/* Strides of a view, with the dense ones written out. GRD_ERR_STRIDE when an offset inside the view leaves 62
- * bits, or, for an output, when neighbors overlap. */
+/* |stride| (extent - 1) added to *reach; false when the sum leaves 62 bits. */
+bool add_reach(int64_t stride, int64_t extent, int64_t *reach) {
+    int64_t span;
+    if (stride == INT64_MIN) return false;
+    if (__builtin_mul_overflow(stride < 0 ? -stride : stride, extent - 1, &span)) return false;
+    return !__builtin_add_overflow(*reach, span, reach) && *reach < INT64_MAX / 2;
+}
+
+/* Strides of a view, with the dense ones written out. Refused are offsets that leave 62 bits and, in outputs,
+ * pixels that overlap their neighbors. */
 grd_status strides_of(const grd_view &view, bool is_output, int64_t *out) {
+    const int64_t pixel = sizeof(float);
     bool dense = true;
     for (int64_t stride : view.stride_bytes) dense = dense && stride == 0;
-    int64_t step = sizeof(float), reach = 0;
+    int64_t step = pixel, reach = 0;
     for (int axis = 3; axis >= 0; axis--) {
         out[axis] = dense ? step : view.stride_bytes[axis];
         if (dense && __builtin_mul_overflow(step, view.extent[axis], &step)) return GRD_ERR_SHAPE;
-        const bool overlaps = out[axis] > -static_cast<int64_t>(sizeof(float)) && out[axis] < static_cast<int64_t>(sizeof(float));
-        if (is_output && view.extent[axis] > 1 && overlaps) return GRD_ERR_STRIDE;
-        int64_t span;
-        if (out[axis] == INT64_MIN || __builtin_mul_overflow(out[axis] < 0 ? -out[axis] : out[axis], view.extent[axis] - 1, &span) ||
-            __builtin_add_overflow(reach, span, &reach) || reach >= INT64_MAX / 2)
-            return dense ? GRD_ERR_SHAPE : GRD_ERR_STRIDE;
+        if (!add_reach(out[axis], view.extent[axis], &reach)) return dense ? GRD_ERR_SHAPE : GRD_ERR_STRIDE;
+        const bool overlaps = view.extent[axis] > 1 && out[axis] > -pixel && out[axis] < pixel;
+        if (is_output && overlaps) return GRD_ERR_STRIDE;
     }
     return GRD_OK;
 }

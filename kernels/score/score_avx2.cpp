@@ -34,17 +34,21 @@ struct Avx2 {
     static F max(F a, F b) { return _mm256_max_ps(a, b); }
     static I round(F a) { return _mm256_cvtps_epi32(a); }
 
+    static F halves(const float *low, const float *high) {
+        return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(low)), _mm_load_ps(high), 1);
+    }
     /* The 8x8 transpose of in[0..7]. 128-bit inserts take their operand from memory without the shuffle port. */
     static GRD_INLINE void transpose(const F *in, F *out) {
         const float *f = reinterpret_cast<const float *>(in);
         F half[8];
         for (int i = 0; i < 4; i++) {
-            half[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(f + 8 * i)), _mm_load_ps(f + 8 * i + 32), 1);
-            half[i + 4] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(f + 8 * i + 4)), _mm_load_ps(f + 8 * i + 36), 1);
+            half[i] = halves(f + 8 * i, f + 8 * i + 32);
+            half[i + 4] = halves(f + 8 * i + 4, f + 8 * i + 36);
         }
         for (int h = 0; h < 8; h += 4) {
-            const F a = _mm256_unpacklo_ps(half[h], half[h + 1]), b = _mm256_unpackhi_ps(half[h], half[h + 1]);
-            const F c = _mm256_unpacklo_ps(half[h + 2], half[h + 3]), d = _mm256_unpackhi_ps(half[h + 2], half[h + 3]);
+            const F *v = half + h;
+            const F a = _mm256_unpacklo_ps(v[0], v[1]), b = _mm256_unpackhi_ps(v[0], v[1]);
+            const F c = _mm256_unpacklo_ps(v[2], v[3]), d = _mm256_unpackhi_ps(v[2], v[3]);
             out[h] = _mm256_shuffle_ps(a, c, 0x44);
             out[h + 1] = _mm256_shuffle_ps(a, c, 0xee);
             out[h + 2] = _mm256_shuffle_ps(b, d, 0x44);

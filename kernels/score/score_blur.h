@@ -12,7 +12,8 @@
  * and the same for v^2, whose differences are D[i] (v[i+1] + v[i]) without a square, gives the variance around
  * the center value:
  *
- *     var[i] = Q - M (v[i] + mean[i]),   Q = sum_{k=0..4} W[k] (E[i+k] - E[i-1-k]),   E[i] = D[i] (v[i+1] + v[i])
+ *     E[i] = D[i] (v[i+1] + v[i]),   Q = sum_{k=0..4} W[k] (E[i+k] - E[i-1-k])
+ *     var[i] = Q - M (v[i] + mean[i])
  *
  * Every term is as small as the differences in the window. Where v is constant all are 0, at any level. Along
  * x, where v are the means m of columns that have variances u of their own, the variances' mean joins in:

@@ -165,7 +165,7 @@ template <class V> class Fused {
         F least = residual_min, largest = residual_max, guard = pixel_guard;
         const F scale = V::set(kGuardScale);
         const int64_t inside = held_to + count < job.h ? count : job.h - held_to;
-        for (int64_t i = 0; i < count; i++, s_out += kL, d_out += kL) {
+        _Pragma("GCC unroll 4") for (int64_t i = 0; i < count; i++, s_out += kL, d_out += kL) {
             const F value = load_pixels(p, p_step, gathered), value_hat = load_pixels(q, q_step, gathered);
             const F s = V::add(value, value_hat), d = V::sub(value, value_hat);
             V::store(s_out, V::sub(s, center_s));

@@ -58,8 +58,8 @@ static grd_status identity_infer(void *engine, const grd_view *x, const grd_view
     for (int i = 0; i < 4; ++i)
         if (x->stride_bytes[i] != 0 || x_hat->stride_bytes[i] != 0 || x->extent[i] != x_hat->extent[i])
             return told(GRD_ERR_ENGINE_RUN, "views are not dense and alike", message, message_bytes);
-    if (n < 1 || n > self->batch_limit || x->extent[1] != self->c || x->extent[2] != self->h || x->extent[3] != self->w ||
-        x->dtype != GRD_FLOAT32 || x_hat->dtype != GRD_FLOAT32)
+    if (n < 1 || n > self->batch_limit || x->extent[1] != self->c || x->extent[2] != self->h ||
+        x->extent[3] != self->w || x->dtype != GRD_FLOAT32 || x_hat->dtype != GRD_FLOAT32)
         return told(GRD_ERR_ENGINE_RUN, "views are not what was promised", message, message_bytes);
     for (int64_t i = 0; i < n; ++i, ++self->seen) {
         const float *from = (const float *)x->data + i * patch;

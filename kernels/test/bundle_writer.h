@@ -124,8 +124,8 @@ static const char *bundle_path(void) {
 
 /* A bundle whose engine file holds `engine`; one edit each to the texts before they are sealed (from NULL: none).
  * decision NULL: no decision.json. */
-static void write_bundle(const char *engine, const char *from, const char *to, const char *decision, const char *decision_from,
-                         const char *decision_to) {
+static void write_bundle(const char *engine, const char *from, const char *to, const char *decision,
+                         const char *decision_from, const char *decision_to) {
     char digits[65], count[32];
     const char *folder = bundle_path();
     remove_tree(folder);

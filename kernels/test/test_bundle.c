@@ -14,12 +14,14 @@ static void check_open_at(const char *path, grd_status expected, const char *wha
     grd_bundle *bundle = NULL;
     const grd_status status = grd_bundle_open(path, &bundle);
     const char *message = grd_bundle_message(bundle);
-    CHECK_THAT(status == expected, ("%s: %s, expected %s (%s)", what, grd_status_name(status), grd_status_name(expected), message));
+    CHECK_THAT(status == expected,
+               ("%s: %s, expected %s (%s)", what, grd_status_name(status), grd_status_name(expected), message));
     CHECK_THAT((status == GRD_OK) == (message[0] == '\0'), ("%s: message \"%s\"", what, message));
     if (status != GRD_OK) {
         grd_bundle_info info = {0};
         info.struct_size = sizeof info;
-        CHECK_THAT(strstr(message, path) != NULL && strchr(message, '\n') == NULL, ("%s: message \"%s\"", what, message));
+        CHECK_THAT(strstr(message, path) != NULL && strchr(message, '\n') == NULL,
+                   ("%s: message \"%s\"", what, message));
         CHECK(grd_bundle_get_info(bundle, &info) == GRD_ERR_ARGUMENT);
         CHECK(grd_bundle_engine_target(bundle, 0) == NULL);
     }
@@ -94,11 +96,14 @@ static const edit kBundleEdits[] = {
     {"\"bytes\": @BYTES@", "\"Bytes\": @BYTES@", BAD},
     {"\"bytes\": @BYTES@", "\"bytes\": 99999999999999", GRD_ERR_BUNDLE_HASH},
     {"\"sha256\": \"@", "\"sha256\": \"0@", BAD},
-    {"\"sha256\": \"@ENGINE@\"", "\"sha256\": \"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"", GRD_ERR_BUNDLE_HASH},
-    {"\"sha256\": \"@ENGINE@\"", "\"sha256\": \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\"", BAD},
+    {"\"sha256\": \"@ENGINE@\"", "\"sha256\": \"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"",
+     GRD_ERR_BUNDLE_HASH},
+    {"\"sha256\": \"@ENGINE@\"", "\"sha256\": \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\"",
+     BAD},
     {"{" FILES, "{\"missing.bin\": {\"sha256\": \"@ENGINE@\", \"bytes\": @BYTES@}, " FILES, GRD_ERR_BUNDLE_CONTENT},
     {"{" FILES, "{\"no/such/file\": {\"sha256\": \"@ENGINE@\", \"bytes\": @BYTES@}, " FILES, GRD_ERR_BUNDLE_CONTENT},
-    {"{" FILES, "{\"models/fp32.onnx/below\": {\"sha256\": \"@ENGINE@\", \"bytes\": @BYTES@}, " FILES, GRD_ERR_BUNDLE_CONTENT},
+    {"{" FILES, "{\"models/fp32.onnx/below\": {\"sha256\": \"@ENGINE@\", \"bytes\": @BYTES@}, " FILES,
+     GRD_ERR_BUNDLE_CONTENT},
     {"{" FILES, "{\"models\": {\"sha256\": \"@ENGINE@\", \"bytes\": @BYTES@}, " FILES, GRD_ERR_BUNDLE_CONTENT},
     /* rule 7 */
     {"\"name\": \"test\"", "\"name\": \"test\", \"x\": 1", BAD},
@@ -158,10 +163,14 @@ static const edit kBundleEdits[] = {
     {"\"format\": \"identity\"", "\"format\": null", BAD},
     {"\"fingerprint\": {}", "\"fingerprint\": []", BAD},
     {ENGINE_END, ENGINE_END ", 5", BAD},
-    {ENGINE_END, ENGINE_END ", {\"target\": \"cpu\", \"precision\": \"fp32\", \"backend\": \"b\", \"file\": \"models/fp32.onnx\", "
-                            "\"format\": \"onnx\", " ENGINE_END, BAD},
-    {ENGINE_END, ENGINE_END ", {\"target\": \"cpu\", \"precision\": \"int8\", \"backend\": \"b\", \"file\": \"models/fp32.onnx\", "
-                            "\"format\": \"onnx\", " ENGINE_END, GRD_OK},
+    {ENGINE_END,
+     ENGINE_END ", {\"target\": \"cpu\", \"precision\": \"fp32\", \"backend\": \"b\", \"file\": \"models/fp32.onnx\", "
+                "\"format\": \"onnx\", " ENGINE_END,
+     BAD},
+    {ENGINE_END,
+     ENGINE_END ", {\"target\": \"cpu\", \"precision\": \"int8\", \"backend\": \"b\", \"file\": \"models/fp32.onnx\", "
+                "\"format\": \"onnx\", " ENGINE_END,
+     GRD_OK},
     {"\"provenance\": {}", "\"provenance\": null", BAD},
 };
 
@@ -226,7 +235,8 @@ static void check_edits(void) {
 
 /* Documents that are not even close, and changes after sealing. */
 static void check_documents(void) {
-    static const char *const texts[] = {"", "{", "[]", "null", "5", "\"seal\"", "{}", "{\"schema\": 1}", "{} {}", "\0x", "// no\n{}"};
+    static const char *const texts[] = {"",      "{",   "[]",       "null", "5", "\"seal\"", "{}", "{\"schema\": 1}",
+                                        "{} {}", "\0x", "// no\n{}"};
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; ++i) {
         write_bundle("gain=0.5", NULL, NULL, kDecisionJson, NULL, NULL);
         write_file(bundle_path(), "bundle.json", texts[i], strlen(texts[i]));
@@ -354,7 +364,8 @@ static void check_paths_and_info(void) {
     snprintf(path, sizeof path, "%s/l.grdb", scratch_folder());
     CHECK(symlink("b.grdb", path) == 0);
     check_open_at(path, GRD_OK, "the bundle's own path may be a link");
-    CHECK(grd_bundle_open(NULL, &bundle) == GRD_ERR_ARGUMENT && bundle != NULL && grd_bundle_message(bundle)[0] != '\0');
+    CHECK(grd_bundle_open(NULL, &bundle) == GRD_ERR_ARGUMENT && bundle != NULL &&
+          grd_bundle_message(bundle)[0] != '\0');
     grd_bundle_close(bundle);
     CHECK(grd_bundle_open(bundle_path(), NULL) == GRD_ERR_ARGUMENT);
 

@@ -42,7 +42,8 @@ static grd_status open_both(const grd_inspector_params *params, grd_bundle **bun
     return grd_inspector_open(*bundle, params, inspector);
 }
 
-static grd_status inspect(grd_inspector *inspector, const grd_view *frame, grd_result *result, grd_patch_result *patches) {
+static grd_status inspect(grd_inspector *inspector, const grd_view *frame, grd_result *result,
+                          grd_patch_result *patches) {
     memset(result, 0, sizeof *result);
     result->struct_size = sizeof *result;
     result->patches = patches;
@@ -64,8 +65,9 @@ static void check_decision(const char *engine, const char *k, unsigned cells, in
     CHECK_THAT(opened == GRD_OK, ("%s", grd_inspector_message(inspector)));
     const grd_status status = inspect(inspector, &frame, &result, patches);
     CHECK_THAT(status == GRD_OK, ("%s", grd_inspector_message(inspector)));
-    CHECK_THAT(result.decision == decision && result.defective_count == defective && result.patch_count == COUNT,
-               ("%s %s cells %x: decision %d of %d defective", engine, k, cells, result.decision, result.defective_count));
+    CHECK_THAT(
+        result.decision == decision && result.defective_count == defective && result.patch_count == COUNT,
+        ("%s %s cells %x: decision %d of %d defective", engine, k, cells, result.decision, result.defective_count));
     CHECK(result.threshold == 0.0625f);
     CHECK(result.cut_ms >= 0 && result.infer_ms >= 0 && result.score_ms >= 0 &&
           result.total_ms >= result.cut_ms + result.infer_ms + result.score_ms);
@@ -130,7 +132,8 @@ static void check_outputs(void) {
         result.patch_capacity = COUNT;
         result.heatmap = &heat_view;
         result.x_hat = &x_hat_view;
-        CHECK_THAT(grd_inspector_inspect(inspector, &frame, &result) == GRD_OK, ("%s", grd_inspector_message(inspector)));
+        CHECK_THAT(grd_inspector_inspect(inspector, &frame, &result) == GRD_OK,
+                   ("%s", grd_inspector_message(inspector)));
         int wrong = 0;
         for (int y = 0; y < H; ++y)
             for (int x = 0; x < W + 3; ++x) {
@@ -196,7 +199,8 @@ static void check_variations(void) {
     result.heatmap = &heat_view;
     CHECK(grd_inspector_inspect(inspector, &frame, &result) == GRD_OK && result.patch_count == 1);
     int wrong = 0;
-    for (int i = 0; i < 35; ++i) wrong += fabsf(heat[i] - 0.5f * (float)frame_pixels[i / 7 * W + i % 7] / 255.0f) > 1e-6f;
+    for (int i = 0; i < 35; ++i)
+        wrong += fabsf(heat[i] - 0.5f * (float)frame_pixels[i / 7 * W + i % 7] / 255.0f) > 1e-6f;
     CHECK(wrong == 0);
     frame = make_frame(0x3f, 1); /* larger than before: buffers grow */
     CHECK(inspect(inspector, &frame, &result, patches) == GRD_OK && result.defective_count == COUNT);
@@ -275,7 +279,8 @@ static void check_inspect_errors(void) {
     CHECK(grd_inspector_inspect(NULL, &frame, &result) == GRD_ERR_ARGUMENT);
     CHECK(grd_inspector_grid(inspector, H, W, &grid) == GRD_ERR_STRUCT_SIZE);
     grid.struct_size = sizeof grid;
-    CHECK(grd_inspector_grid(inspector, H, W, &grid) == GRD_OK && grid.count == COUNT && grid.struct_size == sizeof grid);
+    CHECK(grd_inspector_grid(inspector, H, W, &grid) == GRD_OK && grid.count == COUNT &&
+          grid.struct_size == sizeof grid);
     CHECK(grd_inspector_grid(inspector, 3, W, &grid) == GRD_ERR_FRAME_SIZE && grid.count == COUNT);
     CHECK(strstr(grd_inspector_message(inspector), "3x36") != NULL);
     CHECK(inspect(inspector, &frame, &result, patches) == GRD_OK); /* an inspector survives its errors */
@@ -356,7 +361,8 @@ static void check_open_errors(void) {
     CHECK(grd_inspector_open(NULL, &params, &inspector) == GRD_ERR_ARGUMENT && inspector != NULL);
     grd_inspector_close(inspector);
     CHECK(grd_bundle_open("/nowhere", &bundle) == GRD_ERR_BUNDLE_MISSING);
-    CHECK(grd_inspector_open(bundle, &params, &inspector) == GRD_ERR_ARGUMENT && grd_inspector_message(inspector)[0] != '\0');
+    CHECK(grd_inspector_open(bundle, &params, &inspector) == GRD_ERR_ARGUMENT &&
+          grd_inspector_message(inspector)[0] != '\0');
     grd_inspector_close(inspector);
     CHECK(grd_inspector_open(bundle, &params, NULL) == GRD_ERR_ARGUMENT);
     grd_bundle_close(bundle);

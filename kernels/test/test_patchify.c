@@ -120,9 +120,10 @@ static void check_cut(const grd_cut_params *cut, const grd_view *view, int with_
     grd_grid grid = {0};
     grid.struct_size = sizeof grid;
     CHECK(grd_cut_grid(cut, h, w, &grid) == GRD_OK);
-    CHECK_THAT(grid.scaled_h == sh && grid.scaled_w == sw && grid.rows == rows && grid.cols == cols && grid.count == rows * cols,
-               ("%dx%d scale %d: grid %dx%d of %dx%d, expected %dx%d of %dx%d", (int)h, (int)w, cut->scale_px, grid.rows,
-                grid.cols, grid.scaled_h, grid.scaled_w, (int)rows, (int)cols, (int)sh, (int)sw));
+    CHECK_THAT(grid.scaled_h == sh && grid.scaled_w == sw && grid.rows == rows && grid.cols == cols &&
+                   grid.count == rows * cols,
+               ("%dx%d scale %d: grid %dx%d of %dx%d, expected %dx%d of %dx%d", (int)h, (int)w, cut->scale_px,
+                grid.rows, grid.cols, grid.scaled_h, grid.scaled_w, (int)rows, (int)cols, (int)sh, (int)sw));
     if (grid.count != rows * cols) return;
 
     const size_t bytes = (size_t)(grid.count * cut->channels * cut->patch_h * cut->patch_w) * sizeof(float);
@@ -142,7 +143,8 @@ static void check_cut(const grd_cut_params *cut, const grd_view *view, int with_
     CHECK(grd_cut_frame(cut, view, &patches, workspace, workspace != NULL ? scratch_bytes : 0) == GRD_OK);
     int guarded = 1;
     for (int i = 0; i < GUARD; ++i) guarded = guarded && memory[i] == 0xa5 && memory[GUARD + bytes + (size_t)i] == 0xa5;
-    for (int i = 0; i < GUARD - 1; ++i) guarded = guarded && scratch[i] == 0xa5 && scratch[GUARD + 1 + scratch_bytes + (size_t)i] == 0xa5;
+    for (int i = 0; i < GUARD - 1; ++i)
+        guarded = guarded && scratch[i] == 0xa5 && scratch[GUARD + 1 + scratch_bytes + (size_t)i] == 0xa5;
     CHECK_THAT(guarded, ("%dx%d: written outside", (int)h, (int)w));
 
     double worst = 0;
@@ -151,9 +153,10 @@ static void check_cut(const grd_cut_params *cut, const grd_view *view, int with_
         double *plane = malloc((size_t)(h * w) * sizeof *plane);
         for (int64_t y = 0; y < h; ++y)
             for (int64_t x = 0; x < w; ++x)
-                plane[y * w + x] = c == 3 && cut->channels == 1
-                                       ? 0.299 * pixel(view, 0, y, x) + 0.587 * pixel(view, 1, y, x) + 0.114 * pixel(view, 2, y, x)
-                                       : pixel(view, k, y, x);
+                plane[y * w + x] =
+                    c == 3 && cut->channels == 1
+                        ? 0.299 * pixel(view, 0, y, x) + 0.587 * pixel(view, 1, y, x) + 0.114 * pixel(view, 2, y, x)
+                        : pixel(view, k, y, x);
         double *scaled = resampled(plane, h, w, sh, sw);
         for (int32_t i = 0; i < grid.count; ++i) {
             const int64_t top = tops[i / cols], left = lefts[i % cols];
@@ -162,7 +165,8 @@ static void check_cut(const grd_cut_params *cut, const grd_view *view, int with_
             for (int64_t y = 0; y < cut->patch_h; ++y)
                 for (int64_t x = 0; x < cut->patch_w; ++x) {
                     const double want = scaled[mirrored(top + y, sh) * sw + mirrored(left + x, sw)];
-                    const double got = (double)out[(((int64_t)i * cut->channels + k) * cut->patch_h + y) * cut->patch_w + x];
+                    const double got =
+                        (double)out[(((int64_t)i * cut->channels + k) * cut->patch_h + y) * cut->patch_w + x];
                     if (!(fabs(got - want) <= worst)) worst = fabs(got - want);
                     if (!(got >= 0 && got <= 1)) worst = 9;
                 }
@@ -189,11 +193,13 @@ static void check_awkward_sizes(void) {
             for (int round = 0; round < 6; ++round) {
                 const int c = random_bits() % 2 ? 3 : 1, shorter = kSizes[i < j ? i : j];
                 const int dtype = round % 2 ? GRD_UINT16 : GRD_UINT8;
-                frame f = make_frame(dtype, kSizes[i], kSizes[j], c, (int)(random_bits() % LAYOUTS), random_bits() % 8 == 0);
+                frame f =
+                    make_frame(dtype, kSizes[i], kSizes[j], c, (int)(random_bits() % LAYOUTS), random_bits() % 8 == 0);
                 const int ph = kSizes[random_bits() % SIZES], pw = kSizes[random_bits() % SIZES];
-                grd_cut_params cut = params_of(round % 3 == 0 ? 0 : 1 + (int)(random_bits() % (unsigned)(2 * shorter)), ph, pw,
-                                               1 + (int)(random_bits() % (unsigned)ph), 1 + (int)(random_bits() % (unsigned)pw),
-                                               c == 3 && random_bits() % 2 ? 3 : 1);
+                grd_cut_params cut =
+                    params_of(round % 3 == 0 ? 0 : 1 + (int)(random_bits() % (unsigned)(2 * shorter)), ph, pw,
+                              1 + (int)(random_bits() % (unsigned)ph), 1 + (int)(random_bits() % (unsigned)pw),
+                              c == 3 && random_bits() % 2 ? 3 : 1);
                 check_cut(&cut, &f.view, round % 2);
                 free(f.memory);
             }
@@ -338,7 +344,8 @@ static void check_errors(void) {
     for (size_t i = 0; i < sizeof out; ++i) untouched = untouched && ((uint8_t *)out)[i] == 0xa5;
     CHECK(untouched);
 
-    patches.stride_bytes[0] = 400, patches.stride_bytes[1] = 400, patches.stride_bytes[2] = 40, patches.stride_bytes[3] = 4;
+    patches.stride_bytes[0] = 400, patches.stride_bytes[1] = 400, patches.stride_bytes[2] = 40,
+    patches.stride_bytes[3] = 4;
     CHECK(grd_cut_frame(&good, &rgb.view, &patches, scratch, bytes) == GRD_OK); /* dense strides may be spelled out */
     free(f.memory);
     free(rgb.memory);

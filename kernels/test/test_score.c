@@ -14,21 +14,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "check.h"
 #include "grd_edge.h"
 
-static long passed, failed;
-
-#define CHECK(condition, ...)                                        \
-    do {                                                             \
-        if (condition) {                                             \
-            passed++;                                                \
-        } else {                                                     \
-            failed++;                                                \
-            printf("FAILED %s:%d %s: ", __FILE__, __LINE__, #condition); \
-            printf(__VA_ARGS__);                                     \
-            printf("\n");                                            \
-        }                                                            \
-    } while (0)
+#define CHECK_SAYS(condition, ...) CHECK_THAT(condition, (__VA_ARGS__))
 
 static const char *const kListed[] = {
 #define GRD_SCORE_VARIANT(name, supported) #name,
@@ -70,7 +59,8 @@ static grd_view dense_view(const void *data, int64_t n, int64_t c, int64_t h, in
     return view;
 }
 
-static grd_view strided_view(const void *data, const int64_t *extent, int64_t n, int64_t c, int64_t y, int64_t x) {
+static grd_view strided_view(const void *data, const int64_t *extent, int64_t n, int64_t c, int64_t y,
+                             int64_t x) {
     grd_view view = dense_view(data, extent[0], extent[1], extent[2], extent[3]);
     view.stride_bytes[0] = n, view.stride_bytes[1] = c, view.stride_bytes[2] = y, view.stride_bytes[3] = x;
     return view;
@@ -114,7 +104,8 @@ static double reference_at(int box, const float *x, const float *y, int h, int w
         for (int i = 0; i < 11; i++) {
             for (int j = 0; j < 11; j++) {
                 const int r = row + i, c = col + j, inside = r >= 0 && r < h && c >= 0 && c < w;
-                const double a = inside ? x[r * w + c] : 0, b = inside ? y[r * w + c] : 0, t = taps[i] * taps[j];
+                const double a = inside ? x[r * w + c] : 0, b = inside ? y[r * w + c] : 0;
+                const double t = taps[i] * taps[j];
                 if (pass == 0) {
                     mean_x += t * a;
                     mean_y += t * b;
@@ -159,20 +150,25 @@ static definition reference(int box, int local, const float *x, const float *y, 
 /* ------------------------------------------------------------------------------------ image families */
 
 enum {
-    RANDOM, NOISY, HALF, FLAT_HALF, FLAT_LEVELS, NEARLY_FLAT, SATURATED, BINARY, OPPOSITE, IDENTICAL, STEP, SQUARE,
-    CHECKER, GRADIENT, TEXTURE, ONE_HOT, FAMILIES
+    RANDOM, NOISY, HALF, FLAT_HALF, FLAT_LEVELS, NEARLY_FLAT, SATURATED, BINARY, OPPOSITE, IDENTICAL, STEP,
+    TWO_STEPS, SQUARE, CHECKER, GRADIENT, SMOOTH, TEXTURE, ONE_HOT, FAMILIES
 };
 static const char *const kFamilyNames[FAMILIES] = {
-    "random",    "noisy copy", "binary16 copy", "flat, binary16", "flat, two levels", "nearly flat", "saturated", "binary",
-    "opposite",  "identical",  "steps",         "dark square",    "checkerboard",     "gradient",    "texture",   "one-hot"};
+    "random",   "noisy copy", "binary16 copy", "flat, binary16", "flat, two levels", "nearly flat",
+    "saturated", "binary",    "opposite",      "identical",      "steps",            "random steps",
+    "dark square", "checkerboard", "gradient", "smooth",         "texture",          "one-hot"};
 
 static void make_pair(int family, float level, int channels, int h, int w, float *x, float *y) {
+    float u[6];
+    for (int i = 0; i < 6; i++) u[i] = uniform();
+    const int edge = 1 + (int)(u[4] * (float)(w - 1));
     for (int c = 0; c < channels; c++) {
         for (int r = 0; r < h; r++) {
             for (int q = 0; q < w; q++) {
                 const int i = (c * h + r) * w + q;
                 const float n = uniform(), m = uniform();
-                const int in_square = r > h / 5 && r < h * 4 / 5 && q > w / 5 && q < w * 4 / 5;
+                const int in_square = r > h / 5 && r < h * 4 / 5 && q > w / 5 && q < w * 4 / 5, left = q < w / 2;
+                const float phase = 0.1f * (u[0] * (float)r + u[1] * (float)q), fr = (float)r, fq = (float)q;
                 switch (family) {
                 case RANDOM: x[i] = n, y[i] = m; break;
                 case NOISY: x[i] = n, y[i] = n + 0.05f * (m - 0.5f); break;
@@ -180,15 +176,29 @@ static void make_pair(int family, float level, int channels, int h, int w, float
                 case FLAT_HALF: x[i] = level, y[i] = half_precision(level); break;
                 case FLAT_LEVELS: x[i] = level, y[i] = 1 - level * level; break;
                 case NEARLY_FLAT: x[i] = level + 1e-4f * n, y[i] = level + 1e-4f * m; break;
-                case SATURATED: x[i] = level < 0.5f ? 0 : 1, y[i] = level < 0.5f ? 2e-3f * n : 1 - 2e-3f * n; break;
+                case SATURATED: x[i] = level < 0.5f ? 0 : 1, y[i] = fabsf(x[i] - 2e-3f * n); break;
                 case BINARY: x[i] = n < 0.5f, y[i] = m < 0.5f; break;
                 case OPPOSITE: x[i] = n < 0.5f, y[i] = 1 - x[i]; break;
                 case IDENTICAL: x[i] = n, y[i] = n; break;
-                case STEP: x[i] = q < w / 2 ? level : 1 - level, y[i] = q < w / 2 + 3 ? 0.8f * level : 1 - level; break;
+                case STEP:
+                    x[i] = left ? level : 1 - level;
+                    y[i] = q < w / 2 + 3 ? 0.8f * level : 1 - level;
+                    break;
+                case TWO_STEPS: x[i] = q < edge ? u[0] : u[1], y[i] = q < edge ? u[2] : u[3]; break;
                 case SQUARE: x[i] = in_square ? 0.1f : level, y[i] = in_square ? 0.5f : level; break;
-                case CHECKER: x[i] = (r / 3 + q / 3) % 2 ? level : 0.3f, y[i] = (r / 4 + q / 4) % 2 ? level : 0.3f; break;
-                case GRADIENT: x[i] = (float)(r + q) / (float)(h + w), y[i] = x[i] * x[i]; break;
-                case TEXTURE: x[i] = 0.5f + 0.4f * sinf(0.7f * (float)q) * cosf(0.3f * (float)r), y[i] = 0.9f * x[i] + 0.02f * n; break;
+                case CHECKER:
+                    x[i] = (r / 3 + q / 3) % 2 ? level : 0.3f;
+                    y[i] = (r / 4 + q / 4) % 2 ? level : 0.3f;
+                    break;
+                case GRADIENT: x[i] = (fr + fq) / (float)(h + w), y[i] = x[i] * x[i]; break;
+                case SMOOTH:
+                    x[i] = 0.5f + 0.4f * sinf(phase);
+                    y[i] = 0.5f + 0.4f * sinf(phase + u[2]) * u[3];
+                    break;
+                case TEXTURE:
+                    x[i] = 0.5f + 0.4f * sinf(0.7f * fq) * cosf(0.3f * fr);
+                    y[i] = 0.9f * x[i] + 0.02f * n;
+                    break;
                 default: x[i] = r == h / 2 && q == w / 2, y[i] = 0; break;
                 }
             }
@@ -196,7 +206,7 @@ static void make_pair(int family, float level, int channels, int h, int w, float
     }
 }
 
-static double worst_phi[8][FAMILIES], worst_local[8][FAMILIES];
+static double worst_phi[kListedCount][FAMILIES], worst_local[kListedCount][FAMILIES];
 
 static void check_accuracy_at(int family, float level, int box, int local, int channels, int h, int w) {
     const size_t count = (size_t)(channels * h * w);
@@ -214,16 +224,19 @@ static void check_accuracy_at(int family, float level, int box, int local, int c
         params.window = box ? GRD_WINDOW_BOX : GRD_WINDOW_GAUSSIAN;
         params.local_window_px = local;
         const grd_status status = grd_score_patches(&params, &vx, &vy, &outputs);
-        CHECK(status == GRD_OK, "%s", grd_score_variant_name(v));
+        CHECK_SAYS(status == GRD_OK, "%s", grd_score_variant_name(v));
         const double error = fabs(s.phi - truth.phi), error_local = fabs(s.phi_local - truth.phi_local);
-        CHECK(error <= 1e-6 && error_local <= 1e-6,
-              "%s %s %g box %d local %d %dx%dx%d: phi %.9g for %.9g, phi_local %.9g for %.9g", name,
-              kFamilyNames[family], level, box, local, channels, h, w, s.phi, truth.phi, s.phi_local, truth.phi_local);
+        CHECK_SAYS(error <= 1e-6 && error_local <= 1e-6,
+                   "%s %s %g box %d local %d %dx%dx%d: phi %.9g for %.9g, phi_local %.9g for %.9g", name,
+                   kFamilyNames[family], level, box, local, channels, h, w, s.phi, truth.phi, s.phi_local,
+                   truth.phi_local);
         if (error > worst_phi[v][family]) worst_phi[v][family] = error;
         if (error_local > worst_local[v][family]) worst_local[v][family] = error_local;
-        CHECK(s.phi >= 0 && s.phi_local >= 0 && s.phi <= 2.000001f && s.phi_local <= 2.000001f, "%s range", name);
+        CHECK_SAYS(s.phi >= 0 && s.phi <= 2.000001f, "%s phi %.9g", name, s.phi);
+        CHECK_SAYS(s.phi_local >= 0 && s.phi_local <= 2.000001f, "%s phi_local %.9g", name, s.phi_local);
         if (family == IDENTICAL)
-            CHECK(s.phi == 0 && s.phi_local == 0 && s.residual_max == 0, "%s %.9g %.9g", name, s.phi, s.phi_local);
+            CHECK_SAYS(s.phi == 0 && s.phi_local == 0 && s.residual_max == 0, "%s identical: %.9g %.9g", name, s.phi,
+                       s.phi_local);
 
         float least = FLT_MAX, largest = 0;
         double worst = 0;
@@ -234,8 +247,8 @@ static void check_accuracy_at(int family, float level, int box, int local, int c
             if (heat[i] < least) least = heat[i];
             if (heat[i] > largest) largest = heat[i];
         }
-        CHECK(worst <= 1.5e-7, "%s heatmap off by %g", name, worst);
-        CHECK(s.residual_min == least && s.residual_max == largest, "%s residual range", name);
+        CHECK_SAYS(worst <= 1.5e-7, "%s heatmap off by %g", name, worst);
+        CHECK_SAYS(s.residual_min == least && s.residual_max == largest, "%s residual range", name);
     }
     free(x), free(y), free(heat);
 }
@@ -246,13 +259,17 @@ static void check_accuracy(void) {
     static const float levels[] = {0, 0.1f, 0.3f, 0.5f, 0.7f, 0.9f, 1};
     for (int family = 0; family < FAMILIES; family++)
         for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
-            check_accuracy_at(family, levels[(i + 5) % 7], 0, 0, 1 + (int)(i + (size_t)family) % 3, sizes[i][0], sizes[i][1]);
+            check_accuracy_at(family, levels[(i + 5) % 7], 0, 0, 1 + (int)(i + (size_t)family) % 3, sizes[i][0],
+                              sizes[i][1]);
     for (int family = 0; family < FAMILIES; family++)
         for (int i = 0; i < 7; i++) check_accuracy_at(family, levels[i], 0, 0, 1, 48, 50);
     for (int i = 0; i < 40; i++) check_accuracy_at(FLAT_HALF, uniform(), 0, 0, 1, 33, 35);
     for (int i = 0; i < 40; i++) check_accuracy_at(FLAT_LEVELS, uniform(), 0, 0, 1, 33, 35);
     for (int i = 0; i < 20; i++) check_accuracy_at(SQUARE, uniform(), 0, 0, 1, 64, 64);
     for (int i = 0; i < 20; i++) check_accuracy_at(STEP, uniform(), 0, 0, 1, 40, 64);
+    /* Maps of one row and of one pixel: no average hides an error. */
+    for (int i = 0; i < 400; i++) check_accuracy_at(i % FAMILIES, uniform(), 0, 0, 1, 11, i % 2 ? 40 : 11);
+    for (int i = 0; i < 200; i++) check_accuracy_at(i % 2 ? TWO_STEPS : SMOOTH, uniform(), 0, 0, 1, 11, 40);
     for (int family = 0; family < FAMILIES; family++) check_accuracy_at(family, 0.9f, 0, 0, 1, 128, 128);
 
     static const int locals[] = {1, 2, 3, 4, 5, 7, 8, 20, 22, 31, 32, 33, 50, 1000};
@@ -299,7 +316,8 @@ static void check_layouts(const char *variant, int channels, int h, int w) {
         {"batch backward", -image, plane, w, 1, image},
     };
     const size_t room = (size_t)(kN * channels * h * (w + pad)) * sizeof(float);
-    float *x = floats((size_t)(kN * image)), *y = floats((size_t)(kN * image)), *heat = floats((size_t)(kN * plane));
+    float *x = floats((size_t)(kN * image)), *y = floats((size_t)(kN * image));
+    float *heat = floats((size_t)(kN * plane));
     unsigned char *bx = malloc(room + 8), *by = malloc(room + 8), *bh = malloc(room + 2 * kGuard + 8);
     const grd_view vx = dense_view(x, kN, channels, h, w), vy = dense_view(y, kN, channels, h, w);
     const grd_view vh = dense_view(heat, kN, 1, h, w);
@@ -309,7 +327,7 @@ static void check_layouts(const char *variant, int channels, int h, int w) {
     grd_score_outputs outputs = {sizeof outputs, 0, columns[0], columns[1], columns[2], columns[3], &vh};
     if (!bx || !by || !bh) abort();
     make_pair(RANDOM, 0.5f, channels * kN, h, w, x, y);
-    CHECK(grd_score_patches(&params, &vx, &vy, &outputs) == GRD_OK, "%s", variant);
+    CHECK_SAYS(grd_score_patches(&params, &vx, &vy, &outputs) == GRD_OK, "%s", variant);
     for (int n = 0; n < kN; n++)
         expected[n] = (scores){columns[0][n], columns[1][n], columns[2][n], columns[3][n]};
 
@@ -320,34 +338,37 @@ static void check_layouts(const char *variant, int channels, int h, int w) {
                 for (int c = 0; c < channels; c++)
                     for (int r = 0; r < h; r++)
                         for (int q = 0; q < w; q++) {
-                            const int64_t to = (at->first + n * at->n + c * at->c + r * at->y + q * at->x) * 4 + shift;
+                            const int64_t offset = n * at->n + c * at->c + r * at->y + q * at->x;
+                            const int64_t to = (at->first + offset) * 4 + shift;
                             const int64_t from = n * image + c * plane + (int64_t)r * w + q;
                             memcpy(bx + to, x + from, 4);
                             memcpy(by + to, y + from, 4);
                         }
-            const grd_view sx = strided_view(bx + shift + at->first * 4, extent, at->n * 4, at->c * 4, at->y * 4, at->x * 4);
-            const grd_view sy = strided_view(by + shift + at->first * 4, extent, at->n * 4, at->c * 4, at->y * 4, at->x * 4);
+            const int64_t first = shift + at->first * 4, s[4] = {at->n * 4, at->c * 4, at->y * 4, at->x * 4};
+            const grd_view sx = strided_view(bx + first, extent, s[0], s[1], s[2], s[3]);
+            const grd_view sy = strided_view(by + first, extent, s[0], s[1], s[2], s[3]);
             /* The heatmap takes the same layout, as one channel of such an image. */
             memset(bh, 0xA5, room + 2 * kGuard + 8);
             const int64_t heat_extent[4] = {kN, 1, h, w};
-            const grd_view sh = strided_view(bh + kGuard + shift + at->first * 4, heat_extent, at->n * 4, at->c * 4, at->y * 4, at->x * 4);
+            const grd_view sh = strided_view(bh + kGuard + first, heat_extent, s[0], s[1], s[2], s[3]);
             outputs.heatmap = &sh;
-            CHECK(grd_score_patches(&params, &sx, &sy, &outputs) == GRD_OK, "%s %s", variant, at->name);
+            CHECK_SAYS(grd_score_patches(&params, &sx, &sy, &outputs) == GRD_OK, "%s %s", variant, at->name);
             for (int n = 0; n < kN; n++)
                 got[n] = (scores){columns[0][n], columns[1][n], columns[2][n], columns[3][n]};
-            CHECK(same_bits(expected, got, sizeof got), "%s %s %dx%dx%d shift %d", variant, at->name, channels, h, w, shift);
+            CHECK_SAYS(same_bits(expected, got, sizeof got), "%s %s %dx%dx%d shift %d", variant, at->name,
+                       channels, h, w, shift);
             int heat_right = 1;
             for (int n = 0; n < kN; n++)
                 for (int r = 0; r < h; r++)
                     for (int q = 0; q < w; q++) {
-                        unsigned char *to = bh + kGuard + shift + (at->first + n * at->n + r * at->y + q * at->x) * 4;
+                        unsigned char *to = bh + kGuard + first + (n * at->n + r * at->y + q * at->x) * 4;
                         heat_right &= same_bits(to, heat + n * plane + (int64_t)r * w + q, 4);
                         memset(to, 0xA5, 4);
                     }
-            CHECK(heat_right, "%s %s heatmap", variant, at->name);
+            CHECK_SAYS(heat_right, "%s %s heatmap", variant, at->name);
             int untouched = 1; /* with the pixels wiped, every byte must be as it was: guards, gaps, padding */
             for (size_t i = 0; i < room + 2 * kGuard + 8; i++) untouched &= bh[i] == 0xA5;
-            CHECK(untouched, "%s %s wrote beside the heatmap", variant, at->name);
+            CHECK_SAYS(untouched, "%s %s wrote beside the heatmap", variant, at->name);
         }
     }
     free(x), free(y), free(heat), free(bx), free(by), free(bh);
@@ -363,7 +384,7 @@ static void check_workspace_and_batch(const char *variant, int box, int channels
     unsigned char *block = malloc(bytes + 2 * kGuard + 64);
     unsigned char out[4][kGuard * 2 + kN * sizeof(float)];
     if (!block) abort();
-    CHECK(bytes > 0, "workspace size");
+    CHECK_SAYS(bytes > 0, "workspace size");
     for (int n = 0; n < kN; n++)
         make_pair(n % 2 ? NOISY : STEP, 0.2f, channels, h, w, x + (size_t)n * image, y + (size_t)n * image);
     for (int shift = 0; shift < 64; shift += 13) {
@@ -377,9 +398,10 @@ static void check_workspace_and_batch(const char *variant, int box, int channels
             const grd_score_outputs outputs = {sizeof outputs, 0, column[0], column[1], column[2], column[3], NULL};
             params.workspace = block + kGuard + shift;
             params.workspace_bytes = bytes;
-            CHECK(grd_score_patches(&params, &vx, &vy, &outputs) == GRD_OK, "%s", variant);
-            CHECK(guards_whole(block + shift, bytes), "%s workspace guards, shift %d", variant, shift);
-            for (int i = 0; i < 4; i++) CHECK(guards_whole(out[i], kN * sizeof(float)), "%s output guards", variant);
+            CHECK_SAYS(grd_score_patches(&params, &vx, &vy, &outputs) == GRD_OK, "%s", variant);
+            CHECK_SAYS(guards_whole(block + shift, bytes), "%s workspace guards, shift %d", variant, shift);
+            for (int i = 0; i < 4; i++)
+                CHECK_SAYS(guards_whole(out[i], kN * sizeof(float)), "%s output guards", variant);
             params.workspace = NULL;
             for (int n = 0; n < kN; n++) { /* alone, backward in time, without workspace */
                 const int k = kN - 1 - n;
@@ -387,9 +409,9 @@ static void check_workspace_and_batch(const char *variant, int box, int channels
                 const grd_view py = dense_view(y + (size_t)k * image, 1, channels, h, w);
                 scores s;
                 const grd_score_outputs alone = outputs_of(&s, NULL);
-                CHECK(grd_score_patches(&params, &px, &py, &alone) == GRD_OK, "%s", variant);
+                CHECK_SAYS(grd_score_patches(&params, &px, &py, &alone) == GRD_OK, "%s", variant);
                 const scores batch = {column[0][k], column[1][k], column[2][k], column[3][k]};
-                CHECK(same_bits(&s, &batch, sizeof s), "%s patch %d alone differs", variant, k);
+                CHECK_SAYS(same_bits(&s, &batch, sizeof s), "%s patch %d alone differs", variant, k);
             }
         }
     }
@@ -407,17 +429,18 @@ static void check_not_finite(const char *variant, int box, int channels, int h, 
     const grd_view vx = dense_view(x, kN, channels, h, w), vy = dense_view(y, kN, channels, h, w);
     const grd_score_outputs first = {sizeof first, 0, clean[0], clean[1], clean[2], clean[3], NULL};
     const grd_score_outputs second = {sizeof second, 0, got[0], got[1], got[2], got[3], NULL};
-    CHECK(grd_score_patches(&params, &vx, &vy, &first) == GRD_OK, "%s", variant);
+    CHECK_SAYS(grd_score_patches(&params, &vx, &vy, &first) == GRD_OK, "%s", variant);
     const float bad[] = {NAN, INFINITY, -INFINITY};
     for (int i = 0; i < h * w * channels; i += i % 7 + 1) {
         float *into = (i % 2 ? x : y) + image + i, *other = (i % 2 ? y : x) + image + i;
         const float saved = *into, saved_other = *other;
         *into = bad[i % 3];
         if (i % 5 == 0) *other = bad[i % 3]; /* Inf - Inf */
-        CHECK(grd_score_patches(&params, &vx, &vy, &second) == GRD_OK, "%s", variant);
+        CHECK_SAYS(grd_score_patches(&params, &vx, &vy, &second) == GRD_OK, "%s", variant);
         for (int k = 0; k < 4; k++) {
-            CHECK(isnan(got[k][1]), "%s figure %d is %g, pixel %d of %dx%dx%d", variant, k, got[k][1], i, channels, h, w);
-            CHECK(got[k][0] == clean[k][0] && got[k][2] == clean[k][2], "%s neighbors of a NaN patch", variant);
+            CHECK_SAYS(isnan(got[k][1]), "%s figure %d is %g, pixel %d of %dx%dx%d", variant, k, got[k][1], i,
+                       channels, h, w);
+            CHECK_SAYS(got[k][0] == clean[k][0] && got[k][2] == clean[k][2], "%s neighbors of a NaN patch", variant);
         }
         *into = saved, *other = saved_other;
     }
@@ -427,15 +450,16 @@ static void check_not_finite(const char *variant, int box, int channels, int h, 
         const grd_score_outputs one = {sizeof one, 0, k == 0 ? got[0] : NULL, k == 1 ? got[1] : NULL,
                                        k == 2 ? got[2] : NULL, k == 3 ? got[3] : NULL, NULL};
         memset(got, 0, sizeof got);
-        CHECK(grd_score_patches(&params, &vx, &vy, &one) == GRD_OK, "%s", variant);
-        CHECK(isnan(got[k][1]) && got[k][0] == clean[k][0], "%s figure %d alone", variant, k);
+        CHECK_SAYS(grd_score_patches(&params, &vx, &vy, &one) == GRD_OK, "%s", variant);
+        CHECK_SAYS(isnan(got[k][1]) && got[k][0] == clean[k][0], "%s figure %d alone", variant, k);
     }
     /* Finite values whose squares leave FP32 may score NaN, but never good. */
     const float huge[] = {1e8f, 1e12f, 1e19f, 1e25f, 3e38f};
     for (int i = 0; i < 5; i++) {
         x[image + (size_t)(h * w / 2)] = huge[i];
-        CHECK(grd_score_patches(&params, &vx, &vy, &second) == GRD_OK, "%s", variant);
-        CHECK(!(got[0][1] < clean[0][1]) && !(got[1][1] < clean[1][1]), "%s %g scores %g", variant, huge[i], got[0][1]);
+        CHECK_SAYS(grd_score_patches(&params, &vx, &vy, &second) == GRD_OK, "%s", variant);
+        CHECK_SAYS(!(got[0][1] < clean[0][1]) && !(got[1][1] < clean[1][1]), "%s %g scores %g", variant, huge[i],
+                   got[0][1]);
     }
     free(x), free(y);
 }
@@ -451,7 +475,7 @@ static void check_output_choice(const char *variant) {
         scores all, some;
         params.local_window_px = local;
         grd_score_outputs outputs = outputs_of(&all, &va);
-        CHECK(grd_score_patches(&params, &vx, &vy, &outputs) == GRD_OK, "%s", variant);
+        CHECK_SAYS(grd_score_patches(&params, &vx, &vy, &outputs) == GRD_OK, "%s", variant);
         for (int mask = 0; mask < 32; mask++) {
             memset(&some, 0xA5, sizeof some);
             memset(heat, 0xA5, sizeof heat);
@@ -461,12 +485,14 @@ static void check_output_choice(const char *variant) {
             if (!(mask & 2)) outputs.phi_local = NULL;
             if (!(mask & 4)) outputs.residual_min = NULL;
             if (!(mask & 8)) outputs.residual_max = NULL;
-            CHECK(grd_score_patches(&params, &vx, &vy, &outputs) == GRD_OK, "%s mask %d", variant, mask);
-            CHECK(same_bits(&some.phi, mask & 1 ? &all.phi : &untouched.phi, 4), "%s mask %d phi", variant, mask);
-            CHECK(same_bits(&some.phi_local, mask & 2 ? &all.phi_local : &untouched.phi_local, 4), "%s mask %d phi_local", variant, mask);
-            CHECK(same_bits(&some.residual_min, mask & 4 ? &all.residual_min : &untouched.residual_min, 4), "%s mask %d min", variant, mask);
-            CHECK(same_bits(&some.residual_max, mask & 8 ? &all.residual_max : &untouched.residual_max, 4), "%s mask %d max", variant, mask);
-            if (mask & 16) CHECK(same_bits(heat, heat_all, sizeof heat), "%s mask %d heatmap", variant, mask);
+            CHECK_SAYS(grd_score_patches(&params, &vx, &vy, &outputs) == GRD_OK, "%s mask %d", variant, mask);
+            scores wanted = untouched;
+            if (mask & 1) wanted.phi = all.phi;
+            if (mask & 2) wanted.phi_local = all.phi_local;
+            if (mask & 4) wanted.residual_min = all.residual_min;
+            if (mask & 8) wanted.residual_max = all.residual_max;
+            CHECK_SAYS(same_bits(&some, &wanted, sizeof some), "%s mask %d", variant, mask);
+            if (mask & 16) CHECK_SAYS(same_bits(heat, heat_all, sizeof heat), "%s mask %d heatmap", variant, mask);
         }
     }
 }
@@ -500,9 +526,10 @@ static void expect(call *c, grd_status expected, const char *what) {
     memset(&before, 0xA5, sizeof before);
     memset(heat, 0xA5, sizeof heat);
     const grd_status status = grd_score_patches(&c->params, &c->x, &c->x_hat, &c->outputs);
-    CHECK(status == expected, "%s: %d for %d", what, status, expected);
+    CHECK_SAYS(status == expected, "%s: %d for %d", what, status, expected);
     if (status != GRD_OK)
-        CHECK(same_bits(&before, &c->s, sizeof before) && same_bits(heat, c->heat, sizeof heat), "%s: outputs touched", what);
+        CHECK_SAYS(same_bits(&before, &c->s, sizeof before) && same_bits(heat, c->heat, sizeof heat),
+                   "%s: outputs touched", what);
 }
 
 #define EXPECT(status, change)      \
@@ -517,10 +544,10 @@ static void check_errors(void) {
     call base;
     unsigned char small[64];
     fresh_call(&base);
-    CHECK(grd_score_patches(&base.params, NULL, &base.x_hat, &base.outputs) == GRD_ERR_ARGUMENT, "x NULL");
-    CHECK(grd_score_patches(&base.params, &base.x, NULL, &base.outputs) == GRD_ERR_ARGUMENT, "x_hat NULL");
-    CHECK(grd_score_patches(&base.params, &base.x, &base.x_hat, NULL) == GRD_ERR_ARGUMENT, "outputs NULL");
-    CHECK(grd_score_patches(NULL, &base.x, &base.x_hat, &base.outputs) == GRD_OK, "params NULL are the defaults");
+    CHECK_SAYS(grd_score_patches(&base.params, NULL, &base.x_hat, &base.outputs) == GRD_ERR_ARGUMENT, "x NULL");
+    CHECK_SAYS(grd_score_patches(&base.params, &base.x, NULL, &base.outputs) == GRD_ERR_ARGUMENT, "x_hat NULL");
+    CHECK_SAYS(grd_score_patches(&base.params, &base.x, &base.x_hat, NULL) == GRD_ERR_ARGUMENT, "outputs NULL");
+    CHECK_SAYS(grd_score_patches(NULL, &base.x, &base.x_hat, &base.outputs) == GRD_OK, "params NULL");
 
     EXPECT(GRD_OK, (void)0);
     EXPECT(GRD_ERR_ARGUMENT, c.x.data = NULL);
@@ -555,7 +582,8 @@ static void check_errors(void) {
     }
     EXPECT(GRD_ERR_SHAPE, c.x.extent[2] = c.x_hat.extent[2] = c.heatmap.extent[2] = 10);
     EXPECT(GRD_ERR_SHAPE, c.x.extent[3] = c.x_hat.extent[3] = c.heatmap.extent[3] = 10);
-    EXPECT(GRD_OK, (c.params.window = GRD_WINDOW_BOX, c.x.extent[2] = c.x_hat.extent[2] = c.heatmap.extent[2] = 10));
+    EXPECT(GRD_OK, (c.params.window = GRD_WINDOW_BOX,
+                    c.x.extent[2] = c.x_hat.extent[2] = c.heatmap.extent[2] = 10));
     EXPECT(GRD_ERR_SHAPE, c.x.extent[2] = c.x.extent[3] = c.x_hat.extent[2] = c.x_hat.extent[3] = 1 << 23);
 
     EXPECT(GRD_ERR_STRIDE, c.x.stride_bytes[2] = INT64_MAX / 2);
@@ -570,16 +598,17 @@ static void check_errors(void) {
     EXPECT(GRD_ERR_BUFFER, (c.params.workspace = small, c.params.workspace_bytes = sizeof small));
 
     grd_score_params params = params_for(NULL);
-    CHECK(grd_score_workspace_bytes(NULL, 1, 256, 256) == grd_score_workspace_bytes(&params, 1, 256, 256), "defaults");
-    CHECK(grd_score_workspace_bytes(&params, 1, 10, 11) == 0, "too small");
-    CHECK(grd_score_workspace_bytes(&params, 0, 11, 11) == 0, "no channel");
-    CHECK(grd_score_workspace_bytes(&params, -1, 11, 11) == 0, "negative");
-    CHECK(grd_score_workspace_bytes(&params, INT64_MAX, INT64_MAX, INT64_MAX) == 0, "overflow");
-    CHECK(grd_score_workspace_bytes(&params, 1, INT64_MAX / 2, 11) == 0, "overflow");
+    CHECK_SAYS(grd_score_workspace_bytes(NULL, 1, 256, 256) == grd_score_workspace_bytes(&params, 1, 256, 256),
+               "params NULL are the defaults");
+    CHECK_SAYS(grd_score_workspace_bytes(&params, 1, 10, 11) == 0, "too small");
+    CHECK_SAYS(grd_score_workspace_bytes(&params, 0, 11, 11) == 0, "no channel");
+    CHECK_SAYS(grd_score_workspace_bytes(&params, -1, 11, 11) == 0, "negative");
+    CHECK_SAYS(grd_score_workspace_bytes(&params, INT64_MAX, INT64_MAX, INT64_MAX) == 0, "overflow");
+    CHECK_SAYS(grd_score_workspace_bytes(&params, 1, INT64_MAX / 2, 11) == 0, "overflow");
     params.window = GRD_WINDOW_BOX;
-    CHECK(grd_score_workspace_bytes(&params, 1, 1, 1) > 0, "box takes one pixel");
+    CHECK_SAYS(grd_score_workspace_bytes(&params, 1, 1, 1) > 0, "box takes one pixel");
     params.struct_size = 3;
-    CHECK(grd_score_workspace_bytes(&params, 1, 64, 64) == 0, "struct_size");
+    CHECK_SAYS(grd_score_workspace_bytes(&params, 1, 64, 64) == 0, "struct_size");
 }
 
 static void check_variants(void) {
@@ -588,24 +617,26 @@ static void check_variants(void) {
     const char *fastest = NULL;
     for (; grd_score_variant_name(count); count++) {
         const char *name = grd_score_variant_name(count);
-        CHECK(count < kListedCount && strcmp(name, kListed[count]) == 0, "%s is not variant %d of the list", name, count);
+        const int listed = count < kListedCount && strcmp(name, kListed[count]) == 0;
+        CHECK_SAYS(listed, "%s is not variant %d of the list", name, count);
         if (grd_score_variant_supported(name)) fastest = name;
     }
-    CHECK(count == kListedCount, "%d variants, %d listed", count, (int)kListedCount);
-    CHECK(grd_score_variant_name(-1) == NULL && grd_score_variant_name(count + 1) == NULL, "past the end");
-    CHECK(strcmp(grd_score_variant_name(0), "scalar") == 0 && grd_score_variant_supported("scalar") == 1, "scalar");
-    CHECK(grd_score_variant_supported("abacus") == 0 && grd_score_variant_supported(NULL) == 0, "unknown");
+    CHECK_SAYS(count == kListedCount, "%d variants, %d listed", count, (int)kListedCount);
+    CHECK_SAYS(grd_score_variant_name(-1) == NULL && grd_score_variant_name(count + 1) == NULL, "past the end");
+    CHECK_SAYS(strcmp(grd_score_variant_name(0), "scalar") == 0, "scalar comes first");
+    CHECK_SAYS(grd_score_variant_supported("scalar") == 1, "scalar always runs");
+    CHECK_SAYS(grd_score_variant_supported("abacus") == 0 && grd_score_variant_supported(NULL) == 0, "unknown");
 
     unsetenv("GRD_FORCE_VARIANT");
-    CHECK(grd_score_variant_active(NULL) == fastest, "the fastest is the default");
+    CHECK_SAYS(grd_score_variant_active(NULL) == fastest, "the fastest is the default");
     setenv("GRD_FORCE_VARIANT", "", 1);
-    CHECK(grd_score_variant_active(NULL) == fastest, "empty forces nothing");
+    CHECK_SAYS(grd_score_variant_active(NULL) == fastest, "empty forces nothing");
     setenv("GRD_FORCE_VARIANT", "scalar", 1);
-    CHECK(strcmp(grd_score_variant_active(NULL), "scalar") == 0, "environment");
+    CHECK_SAYS(strcmp(grd_score_variant_active(NULL), "scalar") == 0, "environment");
     params.variant = fastest;
-    CHECK(grd_score_variant_active(&params) == fastest, "params come before the environment");
+    CHECK_SAYS(grd_score_variant_active(&params) == fastest, "params come before the environment");
     setenv("GRD_FORCE_VARIANT", "abacus", 1);
-    CHECK(grd_score_variant_active(NULL) == NULL, "unknown in the environment");
+    CHECK_SAYS(grd_score_variant_active(NULL) == NULL, "unknown in the environment");
     EXPECT(GRD_ERR_VARIANT, c.params.variant = NULL);
     EXPECT(GRD_OK, c.params.variant = "scalar");
 
@@ -626,11 +657,11 @@ static void check_variants(void) {
         setenv("GRD_FORCE_VARIANT", name, 1);
         expect(&by_call, GRD_OK, name);
         expect(&by_environment, GRD_OK, name);
-        CHECK(same_bits(&by_call.s, &by_environment.s, sizeof by_call.s), "%s forced twice", name);
+        CHECK_SAYS(same_bits(&by_call.s, &by_environment.s, sizeof by_call.s), "%s forced twice", name);
     }
     unsetenv("GRD_FORCE_VARIANT");
     params.struct_size = 0;
-    CHECK(grd_score_variant_active(&params) == NULL, "struct_size");
+    CHECK_SAYS(grd_score_variant_active(&params) == NULL, "struct_size");
 }
 
 int main(void) {
@@ -658,8 +689,9 @@ int main(void) {
     for (int v = 0; grd_score_variant_name(v); v++) printf("%12s%10s", "phi", "phi_local");
     for (int family = 0; family < FAMILIES; family++) {
         printf("\n%-18s", kFamilyNames[family]);
-        for (int v = 0; grd_score_variant_name(v); v++) printf("%12.1e%10.1e", worst_phi[v][family], worst_local[v][family]);
+        for (int v = 0; grd_score_variant_name(v); v++)
+            printf("%12.1e%10.1e", worst_phi[v][family], worst_local[v][family]);
     }
-    printf("\n%ld passed, %ld failed\n", passed, failed);
-    return failed != 0;
+    printf("\n");
+    return checks_report();
 }

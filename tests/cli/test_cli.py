@@ -148,3 +148,47 @@ def _photos(tmp_path):
     folder.mkdir()
     (folder / "holiday.jpg").write_text("x")
     return folder
+
+
+RUNTIME_ONLY = {"torch", "onnx", "onnxruntime", "onnxscript", "lightning_fabric", "safetensors", "pydantic", "yaml"}
+
+
+@pytest.fixture
+def without(tmp_path, monkeypatch):
+    """Hides packages from child processes, as if their extra were not installed."""
+
+    def hide(names):
+        text = (
+            "import sys\n"
+            "class Hidden:\n"
+            "    def find_spec(self, name, path=None, target=None):\n"
+            f"        if name.split('.')[0] in {sorted(names)!r}:\n"
+            "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+            "sys.meta_path.insert(0, Hidden())\n"
+        )
+        (tmp_path / "site").mkdir(exist_ok=True)
+        (tmp_path / "site" / "sitecustomize.py").write_text(text, encoding="utf-8")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+
+    return hide
+
+
+def test_the_line_needs_no_training_stack(trained, parts, without):
+    without(RUNTIME_ONLY | {"matplotlib", "elpv_dataset"})
+    rows = run("infer", trained / "p.grdb", parts / "test" / "good", "--json").stdout.splitlines()
+    assert len(rows) == 12
+    assert "cpu-fp32" in run("inspect", trained / "p.grdb").stdout
+    assert json.loads(run("doctor", "--json").stdout)["verdict"] == "cpu inference can run"
+    assert "train" in run("--help").stdout
+
+
+def test_a_missing_extra_says_what_to_install(trained, parts, without, tmp_path):
+    without(RUNTIME_ONLY)
+    assert "grd-edge[train]" in refused("train", "--data", parts)
+    assert "grd-edge[train]" in refused("build", "onnx", trained / "c.safetensors")
+    without({"cv2"})
+    assert "grd-edge[images]" in refused("infer", trained / "p.grdb", parts / "test" / "good")
+    np.save(tmp_path / "f.npy", np.zeros((48, 48), np.uint8))
+    run("infer", trained / "p.grdb", tmp_path / "f.npy")
+    without({"elpv_dataset"})
+    assert "grd-edge[demo]" in refused("train", "--data", "elpv")

@@ -1,0 +1,62 @@
+"""Ratios that hold on every machine, measured interleaved in one process (bench/timer.py)."""
+
+import numpy as np
+import pytest
+
+from grd_edge.bench.baselines import race_scores
+from grd_edge.bench.timer import interleaved, speedup
+from grd_edge.errors import CheckFailedError
+from grd_edge.runtime import score_variants
+
+
+def test_the_timer_alternates_checks_first_and_counts():
+    calls = []
+    contenders = {"a": lambda i: calls.append(("a", i)), "b": lambda i: calls.append(("b", i))}
+    timings = interleaved(contenders, rounds=4, warmup=0, inputs=(0, 1))
+    assert calls == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 0), ("b", 0), ("b", 1), ("a", 1)]
+    assert all(len(timing.times_ms) == 4 for timing in timings.values())
+    assert all(timing.min_ms <= timing.p50_ms <= timing.p99_ms for timing in timings.values())
+
+    def disagree(outputs):
+        raise CheckFailedError(f"{outputs}")
+
+    calls.clear()
+    with pytest.raises(CheckFailedError, match="'a': None"):
+        interleaved(contenders, rounds=4, check=disagree)
+    assert len(calls) == 2  # nothing was timed
+    with pytest.raises(CheckFailedError, match="measure nothing"):
+        interleaved(contenders, rounds=2)
+
+
+def test_the_scoring_kernel_beats_pytorch_and_opencv():
+    pytest.importorskip("cv2")
+    if not any(supported for name, supported in score_variants().items() if name != "scalar"):
+        pytest.skip("this CPU has no vector variant; the scalar one is the definition and is not raced")
+    race = race_scores(rounds=60)
+    assert race["torch_separable_min_ms"] >= 15 * race["native_min_ms"], race
+    assert race["opencv_min_ms"] > race["native_min_ms"], race
+    assert race["torch_reference_min_ms"] > race["native_min_ms"], race
+
+
+def test_the_engine_beats_the_pytorch_path_frame_in_decision_out(tmp_path):
+    """Base 16 at 128 px with random weights: speed does not depend on what they are."""
+    from grd_edge.build import bundle_from_checkpoint
+    from grd_edge.config import load_config
+    from grd_edge.engine.torch import TorchInspector
+    from grd_edge.runtime import Inspector
+    from grd_edge.train import untrained_checkpoint
+
+    checkpoint = untrained_checkpoint(load_config(overrides=["geometry.scale_px=128"]))
+    bundle_from_checkpoint(checkpoint, tmp_path / "b.grdb")
+    frames = [np.random.default_rng(seed).integers(0, 256, (300, 300), np.uint8) for seed in range(4)]
+    reference = TorchInspector(checkpoint)
+
+    def agree(outputs):
+        difference = np.abs(outputs["engine"].phi - outputs["reference"].phi).max()
+        assert difference <= 1e-4
+
+    with Inspector(tmp_path / "b.grdb") as engine:
+        timings = interleaved(
+            {"engine": engine.inspect, "reference": reference.inspect}, rounds=40, inputs=frames, check=agree
+        )
+    assert speedup(timings["reference"], timings["engine"]) >= 2, timings
