@@ -372,7 +372,11 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         if not _PATH.fullmatch(name) or name in (MANIFEST, DECISION):
             raise ValueError(f"lists a file with a bad name {name[:60]!r}")
         _check_keys(entry, _FILE, f"files[{name}]")
-    _check_keys(manifest["geometry"], _GEOMETRY, "geometry")
+    geometry = manifest["geometry"]
+    _check_keys(geometry, _GEOMETRY, "geometry")
+    for axis in "yx":
+        if geometry[f"stride_{axis}"] > geometry["patch_h" if axis == "y" else "patch_w"]:
+            raise ValueError(f"has geometry.stride_{axis} beyond the patch, so pixels would never be inspected")
     _check_keys(manifest["score"], _SCORE, "score")
     _check_keys(manifest["precision"], _PRECISION, "precision")
     seen = set()

@@ -26,6 +26,7 @@ from grd_edge.models.generator import Generator
 
 TIMED_STEPS = 8
 WARM_STEPS = 3
+WHITENING_PATCHES = 256
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,40 @@ class TrainingState:
         self.discriminator, self.discriminator_opt = fabric.setup(
             discriminator, torch.optim.Adam(discriminator.parameters(), **adam)
         )
+
+    @torch.no_grad()
+    def whiten_bottleneck(self) -> None:
+        """Data-dependent start of a dense bottleneck: its latents become the principal components of what the random
+        encoder says of good patches, each with mean 0 and variance 1; the way up starts without a bias.
+
+        With the usual start all latents are nearly the same for every image, the decoder learns one mean image, and
+        leaving that plateau takes most of a short run (docs/design/training-in-minutes.md).
+        Source: the idea of data-dependent initialization is that of arXiv 1511.06422 and 1602.07868.
+        """
+        net = self.generator.module.reconstructor
+        down, up = net.latent_down, net.latent_up
+        if not net.dense:
+            return
+        batches = -(-min(WHITENING_PATCHES, 4 * len(self.store)) // self.config.train.batch)
+        features = []
+        for step in range(batches):
+            x = self._batch(step)[0].contiguous(memory_format=torch.channels_last)
+            features.append(net.encoder(x).flatten(1).float())
+        for module in net.encoder.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.reset_running_stats()
+        centered = torch.cat(features)
+        mean = centered.mean(0)
+        centered -= mean
+        # The Gram matrix is small: patches by patches instead of features by features.
+        values, vectors = torch.linalg.eigh(centered.double() @ centered.double().T / len(centered))
+        latents = min(down[1].out_features, int((values > 1e-6 * values[-1]).sum()))
+        values, vectors = values[-latents:].flip(0), vectors[:, -latents:].flip(1)
+        # Row k maps centered features to component k divided by its deviation.
+        rows = (vectors / (values * len(centered) ** 0.5)).T.float() @ centered
+        down[1].weight[:latents] = rows
+        down[1].bias[:latents] = -rows @ mean
+        torch.nn.init.zeros_(up[0].bias)
 
     def advance(self, step: int, steps: int) -> dict[str, torch.Tensor]:
         """One optimizer step of the generator, and of the discriminator when it is its turn; the losses by name."""
@@ -180,6 +215,7 @@ def checkpoint_from_dataset(
     state.generator.train()
     state.discriminator.train()
     start = time.perf_counter()
+    state.whiten_bottleneck()
     steps = config.train.steps or _steps_within(state, config.train.seconds)
     losses: dict[str, float] = {}
     for step in range(steps):

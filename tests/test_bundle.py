@@ -88,6 +88,7 @@ BROKEN_MANIFESTS = {
     "patch too small": (put(10, GEOMETRY, "patch_h"), "patch_h"),
     "patch as float": (put(32.0, GEOMETRY, "patch_h"), "patch_h"),
     "stride zero": (put(0, GEOMETRY, "stride_x"), "stride_x"),
+    "stride beyond the patch": (put(33, GEOMETRY, "stride_y"), "never be inspected"),
     "negative scale": (put(-1, GEOMETRY, "scale_px"), "scale_px"),
     "two channels": (put(2, GEOMETRY, "channels"), "channels"),
     "other padding": (put("zero", GEOMETRY, "padding"), "padding"),

@@ -32,7 +32,7 @@ def demo(
             bars["text"], bars["images"] = text, None
 
         def training(state) -> None:
-            bars.setdefault("training", TrainingBar(bar))
+            bars["training"] = bars.get("training") or TrainingBar(bar)
             bars["training"](state)
 
         def images(done: int, total: int) -> None:

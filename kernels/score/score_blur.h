@@ -19,7 +19,6 @@
  * x, where v are the means m of columns that have variances u of their own, the variances' mean joins in:
  * E[i] = D[i] (m[i+1] + m[i]) + u[i+1] - u[i], and var[i] gains u[i]. s and d are still taken relative to
  * their patch means (added back where the formula needs m_s and m_d), which halves what is left of the error.
- *
  */
 #ifndef GRD_SCORE_BLUR_H
 #define GRD_SCORE_BLUR_H
