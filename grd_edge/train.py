@@ -122,7 +122,8 @@ class TrainingState:
         # Row k maps centered features to component k divided by its deviation.
         rows = (vectors / (values * len(centered) ** 0.5)).T.float() @ centered
         down[1].weight[:latents] = rows
-        down[1].bias[:latents] = -rows @ mean
+        down[1].center.copy_(mean)
+        torch.nn.init.zeros_(down[1].bias)
         torch.nn.init.zeros_(up[0].bias)
 
     def advance(self, step: int, steps: int) -> dict[str, torch.Tensor]:

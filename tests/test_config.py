@@ -16,7 +16,12 @@ def test_overrides_win_over_the_file_and_the_file_over_the_profile(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("profile: deepindustrial_sn\ntrain: {batch: 3, seed: 5}\n", encoding="utf-8")
     config = load_config(path=path, overrides=["train.batch=7"])
-    assert (config.profile, config.model.base, config.train.batch, config.train.seed) == ("deepindustrial_sn", 128, 7, 5)
+    assert (config.profile, config.model.base, config.train.batch, config.train.seed) == (
+        "deepindustrial_sn",
+        128,
+        7,
+        5,
+    )
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,7 @@ def test_missing_engines_and_backends_are_named(tiny_bundle, tmp_path, monkeypat
 
 def test_the_runtime_leaves_the_training_stack_unloaded():
     heavy = ("torch", "onnx", "cv2", "openvino", "pydantic")
-    code = f"import sys, grd_edge.runtime, grd_edge.bundle, grd_edge.decide; print(sorted(set({heavy}) & sys.modules.keys()))"
+    code = "import sys, grd_edge.runtime, grd_edge.bundle, grd_edge.decide, grd_edge.patches, grd_edge._native\n"
+    code += f"print(sorted(set({heavy}) & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

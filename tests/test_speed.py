@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-
 from grd_edge.bench.baselines import race_scores
 from grd_edge.bench.timer import interleaved, speedup
+
 from grd_edge.errors import CheckFailedError
 from grd_edge.runtime import score_variants
 

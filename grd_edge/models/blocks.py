@@ -63,6 +63,38 @@ class PixelShuffleUpsampling(nn.Sequential):
         super().__init__(conv, nn.PixelShuffle(2), nn.BatchNorm2d(out_channels), activation())
 
 
+class CenteredLinear(nn.Linear):
+    """Dense layer on inputs less their running mean: y = W (x - center) + b.
+
+    The function is that of a plain dense layer with bias b - W center, and `plain` gives that layer; learning is
+    not the same. Features behind a LeakyReLU share a large mean; without centering every step of Adam shifts each
+    output for all images alike, by more than the images differ, and a short run never leaves the mean image.
+
+    Source: mean-only batch normalization, arXiv 1602.07868, section 2.2.
+    """
+
+    MOMENTUM = 0.1
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.register_buffer("center", torch.zeros(in_features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.center.lerp_(x.mean(0).to(self.center), self.MOMENTUM)
+        return F.linear(x - self.center, self.weight, self.bias)
+
+    def plain(self) -> nn.Linear:
+        """The same function without a center."""
+        linear = nn.Linear(self.in_features, self.out_features).to(self.weight)
+        with torch.no_grad():
+            linear.weight.copy_(self.weight)
+            shift = self.weight.double() @ self.center.double()
+            linear.bias.copy_(self.bias.double() - shift)
+        return linear
+
+
 UPSAMPLING: dict[str, type[nn.Sequential]] = {
     "transposed": TransposedUpsampling,
     "resize_conv": ResizeConvUpsampling,

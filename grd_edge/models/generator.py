@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from grd_edge.config import ModelConfig
-from grd_edge.models.blocks import Decoder, Encoder, ResidualBlock, activation
+from grd_edge.models.blocks import CenteredLinear, Decoder, Encoder, ResidualBlock, activation
 
 
 class GeneratorOutput(NamedTuple):
@@ -39,7 +39,7 @@ class Reconstructor(nn.Module):
         self.dense = config.bottleneck == "dense"
         if self.dense:
             flat = channels * self.grid_h * self.grid_w
-            self.latent_down = nn.Sequential(nn.Flatten(), nn.Linear(flat, config.latent), activation())
+            self.latent_down = nn.Sequential(nn.Flatten(), CenteredLinear(flat, config.latent), activation())
             self.latent_up = nn.Sequential(nn.Linear(config.latent, flat), activation())
         else:
             self.latent_down = nn.Sequential(nn.Conv2d(channels, config.latent, 1), activation())
@@ -76,7 +76,8 @@ class Generator(nn.Module):
 
 
 def folded(net: Reconstructor) -> Reconstructor:
-    """Copy of `net` in evaluation mode with every BatchNorm folded into the convolution before it.
+    """Copy of `net` in evaluation mode with every BatchNorm folded into the convolution before it, and the centering of
+    the bottleneck into its bias.
 
     Source: exact for frozen statistics; torch.nn.utils.fusion does the arithmetic.
     """
@@ -92,8 +93,11 @@ def folded(net: Reconstructor) -> Reconstructor:
 
 
 def _fold_sequence(sequence: nn.Sequential) -> None:
-    """Folds convolution + BatchNorm neighbors of a Sequential in place (PixelShuffle may stand between them)."""
+    """Folds convolution + BatchNorm neighbors of a Sequential in place (PixelShuffle may stand between them), and the
+    center of a dense layer into its bias."""
     for index, bn in enumerate(sequence):
+        if isinstance(bn, CenteredLinear):
+            sequence[index] = bn.plain()
         if not isinstance(bn, nn.BatchNorm2d):
             continue
         before = sequence[index - 1]

@@ -11,6 +11,7 @@ import pytest
 
 from grd_edge.checkpoint import write_checkpoint
 
+VERBS = ("demo", "validate-config", "train", "calibrate", "recalibrate", "build", "eval", "infer", "inspect", "doctor")
 GRD_EDGE = str(Path(sys.executable).parent / "grd-edge")
 
 
@@ -31,7 +32,7 @@ def refused(*arguments, code=1):
 
 def test_help_lists_every_verb():
     text = run("--help").stdout
-    for verb in "demo validate-config train calibrate recalibrate build eval infer inspect doctor".split():
+    for verb in VERBS:
         assert verb in text
         assert run(verb, "--help").stdout
     assert "onnx" in run("build", "--help").stdout

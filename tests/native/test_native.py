@@ -77,7 +77,9 @@ def test_the_library_needs_no_vendor_library_and_bakes_in_no_path(native_build):
         for path in (native_build / name, _native.library_dir() / name):
             dynamic = subprocess.run(["readelf", "-d", str(path)], capture_output=True, text=True, check=True).stdout
             needed = set(re.findall(r"NEEDED.*\[(.+?)\]", dynamic))
-            assert all(re.match(r"(libstdc\+\+|libm|libgcc_s|libc|libdl|libpthread|ld-linux)", n) for n in needed), needed
+            assert all(re.match(r"(libstdc\+\+|libm|libgcc_s|libc|libdl|libpthread|ld-linux)", n) for n in needed), (
+                needed
+            )
         installed = subprocess.run(
             ["readelf", "-d", str(_native.library_dir() / name)], capture_output=True, text=True, check=True
         ).stdout
