@@ -50,7 +50,7 @@ def _print(summary: dict, dataset, out_dir: Path) -> None:
     gain_low, gain_high = summary["auroc_gain_ci95"]
     fit, race = summary["threshold_fit"], summary["score_race_ms"]
     table = Table(title=f"{summary['dataset']}: {summary['images']} test images, {summary['defective']} defective")
-    for column in ("", "PyTorch reference", "native engine", "compared"):
+    for column in ("", "PyTorch", "engine", "compared"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row(
         "image AUROC",
@@ -59,29 +59,29 @@ def _print(summary: dict, dataset, out_dir: Path) -> None:
         f"95 % [{low:.3f}, {high:.3f}]",
     )
     table.add_row(
-        "gain over an untrained generator",
+        "gain over untrained",
         "",
         f"{summary['image_auroc'] - summary['image_auroc_untrained']:+.4f}",
         f"95 % [{gain_low:+.3f}, {gain_high:+.3f}]",
     )
-    table.add_row("largest difference of phi", "", "", f"{summary['phi_max_abs_diff']:.1e}")
+    table.add_row("largest phi difference", "", "", f"{summary['phi_max_abs_diff']:.1e}")
     table.add_row("decision flips", "", "", f"{summary['decision_flips']} of {summary['images']}")
     threshold = f"threshold {summary['threshold']:.5f}"
     table.add_row("balanced accuracy", "", f"{summary['balanced_accuracy']:.4f}", threshold)
     table.add_row(
-        "false rejects / escapes",
+        "rejects / escapes",
         "",
         f"{summary['false_reject_rate']:.2%} / {summary['escape_rate']:.2%}",
         f"alpha {fit['alpha']:g}, {'certified' if fit['certified'] else 'uncertified'} (n = {fit['n']})",
     )
     table.add_row(
-        "frame to decision, p50",
+        "frame to decision",
         f"{summary['p50_ms_reference']:.2f} ms",
         f"{summary['p50_ms']:.2f} ms",
         f"{summary['speedup']:.2f}x",
     )
     table.add_row(
-        f"scoring 256x256, 1 thread ({summary['score_variant']})",
+        f"score ({summary['score_variant']}, 1 thread)",
         f"{race['torch_separable_min_ms']:.2f} ms",
         f"{race['native_min_ms']:.3f} ms",
         f"{summary['score_speedup']:.1f}x",
