@@ -151,7 +151,7 @@ def _photos(tmp_path):
     return folder
 
 
-RUNTIME_ONLY = {"torch", "onnx", "onnxruntime", "onnxscript", "lightning_fabric", "safetensors", "pydantic", "yaml"}
+TRAINING_STACK = {"torch", "onnx", "onnxruntime", "onnxscript", "lightning_fabric", "safetensors", "yaml"}
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def without(tmp_path, monkeypatch):
 
 
 def test_the_line_needs_no_training_stack(trained, parts, without):
-    without(RUNTIME_ONLY | {"matplotlib", "elpv_dataset"})
+    without(TRAINING_STACK | {"matplotlib", "elpv_dataset"})
     rows = run("infer", trained / "p.grdb", parts / "test" / "good", "--json").stdout.splitlines()
     assert len(rows) == 12
     assert "cpu-fp32" in run("inspect", trained / "p.grdb").stdout
@@ -184,7 +184,7 @@ def test_the_line_needs_no_training_stack(trained, parts, without):
 
 
 def test_a_missing_extra_says_what_to_install(trained, parts, without, tmp_path):
-    without(RUNTIME_ONLY)
+    without(TRAINING_STACK)
     assert "grd-edge[train]" in refused("train", "--data", parts)
     assert "grd-edge[train]" in refused("build", "onnx", trained / "c.safetensors")
     without({"cv2"})
