@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from grd_edge.errors import BundleError, InputError
-from grd_edge.files import sha256_hex, write_atomically
+from grd_edge.files import sha256_hex, write_atomically, write_error
 from grd_edge.patches import PatchGrid
 
 SCHEMA = 1
@@ -113,10 +113,7 @@ def write_bundle(
             check(temporary)
         _replace_folder(temporary, path)
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}); free space or choose another folder, "
-            "what was there before is unchanged"
-        ) from error
+        raise write_error(path, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

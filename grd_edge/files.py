@@ -15,6 +15,14 @@ def sha256_hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def write_error(path: Path, error: OSError) -> InputError:
+    """What a user is told when `path` cannot be written."""
+    return InputError(
+        f"{path} cannot be written ({error.strerror}); free space or choose another folder, "
+        "what was there before is unchanged"
+    )
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes beside `path`, flushes to the disk, then renames; on failure the old file stays and no new one is left.
 
@@ -35,10 +43,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp is private by default; results are ordinary files
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}); free space or choose another folder, "
-            "what was there before is unchanged"
-        ) from error
+        raise write_error(path, error) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
