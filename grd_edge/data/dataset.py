@@ -7,23 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from grd_edge.data.images import file_sha256, image_files
 from grd_edge.errors import InputError, require
+from grd_edge.regions import WHOLE_FRAME, Regions
 
+SPLITS = ("train", "validation", "calibration", "test")
 GOOD = "good"
 CALIBRATION_SHARE = 0.2  # of the good images that are not test images
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image. `kind` is `good` or the name of the defect; the folder name is the label."""
+    """One image. `kind` is `good` or the name of the defect; the folder name is the label, with or without a mask."""
 
     path: Path
     kind: str
     sha256: str
+    mask: Path | None = None  # ground truth of a defect, of the image's size; a defect without one stays a defect
+    roi: Path | None = None  # mask of interest, of the image's size; None: the whole frame
+    product: str | None = None  # images of one product share its name; None: a product of its own
 
     @property
     def defective(self) -> bool:
@@ -32,17 +38,22 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Good images for training and calibration, labelled ones for the test; disjoint by file and by content."""
+    """Good images for training, validation and calibration, labelled ones for the test; disjoint by file and content.
+
+    `validation` may be empty; `regions` are the named areas of the data's `regions.yaml`.
+    """
 
     name: str
     train: tuple[Sample, ...]
     calibration: tuple[Sample, ...]
     test: tuple[Sample, ...]
+    validation: tuple[Sample, ...] = ()
+    regions: Regions = WHOLE_FRAME
 
     def manifest_sha256(self) -> str:
         """Hash over the split, file names and contents: the identity of the data a model was made from."""
         digest = hashlib.sha256()
-        for split in ("train", "calibration", "test"):
+        for split in SPLITS:
             for sample in getattr(self, split):
                 digest.update(f"{split} {sample.kind} {sample.path.name} {sample.sha256}\n".encode())
         return digest.hexdigest()
@@ -55,6 +66,27 @@ def samples_from_folder(folder: Path, kind: str = GOOD) -> list[Sample]:
         InputError: the folder is missing, unreadable or empty.
     """
     return _samples(image_files(folder), kind)
+
+
+def content_ids(samples: Iterable[Sample]) -> list[str]:
+    """12 hexadecimal digits of each content, sorted: enough to find an image again, small enough for a bundle."""
+    return sorted({sample.sha256[:12] for sample in samples})
+
+
+def refuse_seen(samples: Iterable[Sample], ids: Iterable[str], *, purpose: str) -> None:
+    """Raises InputError when a sample's content is among `ids` of images that a model was made from.
+
+    Args:
+        ids: of `content_ids`, as a checkpoint's or bundle's provenance holds them (`seen`).
+        purpose: what the samples were meant for, as the middle of a sentence ("thresholds").
+    """
+    known = set(ids)
+    for sample in samples:
+        if sample.sha256[:12] in known:
+            raise InputError(
+                f"{sample.path} was used to make this model, so {purpose} measured on it would mean nothing; "
+                "give images that were not used before"
+            )
 
 
 def _samples(files: list[Path], kind: str) -> list[Sample]:
@@ -132,7 +164,7 @@ def _checked(dataset: Dataset) -> Dataset:
             "add good images (at least 3, better 100 or more)"
         )
     seen: dict[str, tuple[str, Sample]] = {}
-    for split in ("train", "calibration", "test"):
+    for split in SPLITS:
         for sample in getattr(dataset, split):
             other_split, other = seen.setdefault(sample.sha256, (split, sample))
             if other_split != split:
