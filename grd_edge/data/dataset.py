@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grd_edge.data.images import file_sha256, listing
-from grd_edge.data.layout import GOOD, Found, annotated, images_of_kind, regions_from_file
+from grd_edge.data.layout import GOOD, ROI_OF_ALL, Found, annotated, images_of_kind, regions_from_file
 from grd_edge.data.workers import in_threads
 from grd_edge.errors import InputError, require
 from grd_edge.regions import WHOLE_FRAME, Regions
@@ -167,7 +167,7 @@ def dataset_from_folder(
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; give the folder that holds train/good and test/")
     found: dict[str, list[Found]] = {}
-    if (folder / "train").is_dir() or (folder / "test").is_dir() or not listing(folder)[0]:
+    if (folder / "train").is_dir() or (folder / "test").is_dir() or not _holds_images(folder):
         if inside := categories(folder):
             names = ", ".join(entry.name for entry in inside)
             raise InputError(f"the folder {folder} holds the categories {names}; give one of them, such as {inside[0]}")
@@ -195,6 +195,10 @@ def dataset_from_folder(
         folder.resolve().name, **{split: tuple(splits.get(split, ())) for split in SPLITS}, regions=regions, root=folder
     )
     return _checked(dataset, need_validation)
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(path.name != ROI_OF_ALL for path in listing(folder)[0])
 
 
 def _plain(folder: Path) -> list[Found]:
