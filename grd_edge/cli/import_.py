@@ -55,12 +55,11 @@ def grdnet(
     )
     write_checkpoint(output, checkpoint)
     config, imported = checkpoint.config, checkpoint.provenance["imported"]
-    model, scale = config.model, config.geometry.scale_px
-    if not config_file and not any(setting.startswith("geometry.scale_px") for setting in settings or ()):
+    model = config.model
+    if config.geometry.scale_px is None:
         err.print(
-            "grd-edge: the file does not tell the scale of its training images; frames are used at "
-            f"{f'{scale} px' if scale else 'native resolution'}; "
-            "give --config, or --set geometry.scale_px=PX, if it was another"
+            "grd-edge: the file does not tell the scale of its training images, so frames keep their own resolution; "
+            "give --config, or --set geometry.scale_px=PX, if the training images were scaled"
         )
     result = {
         "checkpoint": str(output),

@@ -92,17 +92,18 @@ def checkpoint_from_grdnet(
     payload = read_torch_file(path)
     generator = _generator_state(payload, path)
     shape, grid = _shape_from_weights(generator, _state(payload, "discriminator"), path)
-    settings: dict[str, Any] = {}
     if theirs:
         shape = _undetermined_positions(theirs.model) | shape
         _check_agreement(shape, theirs, config_path, path)
-        settings = _geometry(theirs.data)
         profile = _PROFILES[theirs.profile.mode]
     else:
         of_2023 = shape["bottleneck"] == "conv" or _state(payload, "segmentator")
         profile = "grdnet_2023" if of_2023 else "deepindustrial_sn"
-    shape["patch_h"], shape["patch_w"] = _patch(shape, grid, theirs.data.patch_size if theirs else None, patch)
-    settings |= {f"model.{key}": value for key, value in shape.items()}
+    height, width = _patch(shape, grid, theirs.data.patch_size if theirs else None, patch)
+    settings = {f"model.{key}": value for key, value in shape.items()}
+    settings |= {"model.patch_h": height, "model.patch_w": width}
+    geometry = _geometry(theirs.data if theirs else None, (height, width))
+    settings |= {f"geometry.{key}": "null" if value is None else value for key, value in geometry.items()}
     config = _config(profile, settings, overrides)
     weights = _weights(generator, config.model, path)
     epoch = payload.get("epoch")
@@ -254,9 +255,9 @@ def _patch(
     if patch is None:
         side = math.isqrt(grid or 0)
         if not side or side * side != grid:
-            found = f"dense layers for {grid} positions, no square" if grid else "only convolutions, for any size"
+            found = f"its dense layers are for {grid} positions, no square" if grid else "it has only convolutions"
             raise InputError(
-                f"the checkpoint does not tell its patch size (its generator has {found}); "
+                f"the checkpoint does not tell its patch size ({found}); "
                 "give the authors' YAML with --config, or --patch HEIGHTxWIDTH"
             )
         return side * step, side * step
@@ -305,14 +306,14 @@ def _their_config(path: Path) -> tuple[_TheirConfig, dict[str, Any]]:
     return config, kept
 
 
-def _geometry(data: _TheirData) -> dict[str, Any]:
-    """Scale and grid of the training images. Theirs are squeezed to a square, ours keep their proportions."""
-    height, width = data.patch_stride
-    return {
-        "geometry.scale_px": data.image_size,
-        "geometry.stride_y": height,
-        "geometry.stride_x": width,
-    }
+def _geometry(data: _TheirData | None, patch: tuple[int, int]) -> dict[str, Any]:
+    """Scale and grid of their images; without a YAML unknown, so native resolution and the default grid.
+
+    Theirs are squeezed to a square, ours keep their proportions. A stride beyond the patch would skip pixels.
+    """
+    strides = data.patch_stride if data else patch
+    known = [stride if data and stride <= side else None for stride, side in zip(strides, patch, strict=True)]
+    return {"scale_px": data.image_size if data else None, "stride_y": known[0], "stride_x": known[1]}
 
 
 def _check_agreement(shape: dict[str, Any], theirs: _TheirConfig, config_path: Path, path: Path) -> None:
