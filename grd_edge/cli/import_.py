@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from grd_edge.cli.common import Json, Settings, err, print_json, print_rows
+from grd_edge.errors import InputError
 
 app = typer.Typer(help="Import a checkpoint that another program trained.", no_args_is_help=True)
 
@@ -50,6 +51,8 @@ def grdnet(
     from grd_edge.checkpoint import write_checkpoint
     from grd_edge.importers.grdnet import checkpoint_from_grdnet
 
+    if output.resolve() == source.resolve():
+        raise InputError(f"{output} is the file to import and would be overwritten; name another with --output")
     checkpoint = checkpoint_from_grdnet(
         source, config_path=config_file, patch=_patch(patch) if patch else None, overrides=settings or ()
     )

@@ -88,7 +88,7 @@ def checkpoint_from_grdnet(
         InputError: a patch that contradicts the weights, or none where one is needed.
     """
     path = Path(path)
-    theirs, their_yaml = _their_config(config_path) if config_path else (None, None)
+    theirs = _their_config(config_path) if config_path else None
     payload = read_torch_file(path)
     generator = _generator_state(payload, path)
     shape, grid = _shape_from_weights(generator, _state(payload, "discriminator"), path)
@@ -116,7 +116,7 @@ def checkpoint_from_grdnet(
             "sha256": _file_sha256(path),
             "epoch": epoch if isinstance(epoch, int) else None,
             "left_out": _left_out(payload, generator),
-            "config": their_yaml,
+            "config": {"sha256": _file_sha256(config_path), **theirs.model_dump(mode="json")} if theirs else None,
         },
     }
     return Checkpoint(config, weights, provenance)
@@ -286,11 +286,10 @@ def _config(profile: str, settings: dict[str, Any], overrides: Iterable[str]) ->
 # ---------------------------------------------------------------- the authors' YAML
 
 
-def _their_config(path: Path) -> tuple[_TheirConfig, dict[str, Any]]:
-    """The checked YAML, and all of it but the folders of its machine."""
+def _their_config(path: Path) -> _TheirConfig:
     mapping = read_yaml(path)
     try:
-        config = _TheirConfig.model_validate(mapping)
+        return _TheirConfig.model_validate(mapping)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -298,12 +297,6 @@ def _their_config(path: Path) -> tuple[_TheirConfig, dict[str, Any]]:
             f"{path} is not a configuration of GRD-Net: {where}: {first['msg'].lower()}; "
             "expected the YAML that the checkpoint was trained with"
         ) from error
-    kept = {
-        section: {key: value for key, value in values.items() if not key.endswith("_dir")}
-        for section, values in mapping.items()
-        if isinstance(values, dict)
-    }
-    return config, kept
 
 
 def _geometry(data: _TheirData | None, patch: tuple[int, int]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from grd_edge.checkpoint import read_checkpoint
 from grd_edge.cli import main
 from grd_edge.config import load_config
-from grd_edge.errors import CheckpointError, ConfigError, GrdError, InputError
+from grd_edge.errors import CheckpointError, ConfigError, InputError
 from grd_edge.export import onnx_from_checkpoint
 from grd_edge.importers import torch_file
 from grd_edge.importers.grdnet import checkpoint_from_grdnet
@@ -154,7 +154,9 @@ def test_scale_grid_and_provenance(saved, written):
         "optimizers": 3,
         "schedulers": 3,
     }
-    assert imported["config"]["losses"] == {"w1": 1.0}
+    assert imported["config"]["profile"] == {"mode": "grdnet_2023_full"}
+    assert imported["config"]["data"]["patch_stride"] == [8, 8]
+    assert len(imported["config"]["sha256"]) == 64
     assert "/somewhere" not in json.dumps(provenance)
     json.dumps(provenance, allow_nan=False)
 
@@ -214,13 +216,14 @@ def _bad_files(tmp_path):
         return tmp_path / name
 
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    with zipfile.ZipFile(tmp_path / "other.zip", "w") as made:
-        made.writestr("a/readme.txt", "x")
+    for name, files in (("other.zip", ["readme.txt"]), ("script.pt", ["data.pkl", "constants.pkl"])):
+        with zipfile.ZipFile(tmp_path / name, "w") as made:
+            for inside in files:
+                made.writestr(f"a/{inside}", "x")
     with zipfile.ZipFile(good) as source, zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as made:
         for entry in source.infolist():
             made.writestr(entry.filename, source.read(entry))
     torch.save(payload(TINY), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pt")
     middle = len(whole) // 2
     flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
     return [
@@ -435,7 +438,8 @@ def test_the_command_line_refuses_in_one_sentence_and_keeps_what_was_there(grd_e
     assert err.startswith("grd-edge: there is no checkpoint")
     assert output.read_text() == "earlier"
     assert grd_edge("import", "grdnet", saved(payload(TINY)), "--patch", "wide")[0] == 2
+    code, _, err = grd_edge("import", "grdnet", saved(payload(TINY)), "-o", saved(payload(TINY)))
+    assert code == 1 and "would be overwritten" in err
     (tmp_path / "file").write_text("x")
     code, _, err = grd_edge("import", "grdnet", saved(payload(TINY)), "-o", tmp_path / "file" / "c.safetensors")
     assert code == 1 and "cannot be written" in err
-    assert issubclass(CheckpointError, GrdError)
