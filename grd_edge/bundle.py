@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import math
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -21,19 +19,24 @@ from typing import Any
 
 import numpy as np
 
+from grd_edge.bundle_schema import (
+    DECISION,
+    HEX,
+    MANIFEST,
+    SCHEMA,
+    check_decision,
+    check_manifest,
+    regions_of,
+)
 from grd_edge.errors import BundleError, InputError
 from grd_edge.files import sha256_hex, write_atomically, write_error
 from grd_edge.patches import PatchGrid
+from grd_edge.regions import WHOLE_FRAME, Regions, mask_from_pgm
 
-SCHEMA = 1
-MANIFEST = "bundle.json"
-DECISION = "decision.json"
 MODEL = "models/fp32.onnx"
 MAX_JSON_BYTES = 1 << 20
 UNSEALED = "0" * 64
 
-_PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*){0,2}")
-_HEX = re.compile(r"[0-9a-f]{64}")
 _REBUILD = "copy the bundle again or rebuild it with: grd-edge build bundle"
 
 
@@ -57,8 +60,24 @@ class Bundle:
 
     @property
     def threshold(self) -> float | None:
-        """Threshold of the one region, None while the bundle has no decision.json."""
-        return self.decision["regions"][0]["threshold"] if self.decision else None
+        """Threshold of the one region; None while the bundle has no decision.json, and when there are several."""
+        return self.thresholds[0] if len(self.thresholds) == 1 else None
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """One threshold per region; empty while the bundle has no decision.json."""
+        return tuple(region["threshold"] for region in self.decision["regions"]) if self.decision else ()
+
+    @property
+    def regions(self) -> Regions:
+        """The regions that the thresholds belong to; the whole frame while the bundle has no decision.json."""
+        return regions_of(self.decision) if self.decision else WHOLE_FRAME
+
+    @property
+    def roi(self) -> np.ndarray | None:
+        """Mask of interest, (H, W) uint8, nonzero = of interest; None: the whole frame."""
+        name = self.manifest.get("roi")
+        return mask_from_pgm(self.files[name]) if name else None
 
 
 # ----------------------------------------------------------------------------------------------- writing
@@ -128,7 +147,7 @@ def write_decision(path: Path, decision: dict[str, Any]) -> Bundle:
     """
     bundle = read_bundle(path)
     data = sealed({"schema": SCHEMA, "bundle": bundle.seal, **decision})
-    _check_decision(_unsealed(data, DECISION), bundle.seal)
+    check_decision(_unsealed(data, DECISION), bundle.seal)
     write_atomically(Path(path) / DECISION, data)
     return read_bundle(path)
 
@@ -165,13 +184,13 @@ def read_bundle(path: Path) -> Bundle:
     try:
         manifest = _unsealed(_read(root, MANIFEST, path, MAX_JSON_BYTES), f"{path}: {MANIFEST}")
         with _sentence(f"{path}: {MANIFEST}"):
-            _check_manifest(manifest)
+            check_manifest(manifest)
         decision = None
         names = _listing(root, path, manifest["files"])
         if DECISION in names:
             decision = _unsealed(_read(root, DECISION, path, MAX_JSON_BYTES), f"{path}: {DECISION}")
             with _sentence(f"{path}: {DECISION}"):
-                _check_decision(decision, manifest["seal"])
+                check_decision(decision, manifest["seal"])
         files = {}
         for name, entry in manifest["files"].items():
             data = _read(root, name, path, entry["bytes"], exact=True)
@@ -182,6 +201,9 @@ def read_bundle(path: Path) -> Bundle:
                     f"the bundle was written; {_REBUILD}"
                 )
             files[name] = data
+        if "roi" in manifest:
+            with _sentence(f"{path}: {manifest['roi']}"):
+                mask_from_pgm(files[manifest["roi"]])
         return Bundle(path, manifest, decision, files)
     finally:
         os.close(root)
@@ -195,6 +217,8 @@ def _sentence(where: str):
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise BundleError(f"{where} {what}; {_REBUILD}") from error
+    except InputError as error:
+        raise BundleError(f"{where}: {error}") from error
 
 
 def _read(root: int, name: str, path: Path, limit: int, *, exact: bool = False) -> bytes:
@@ -247,7 +271,7 @@ def _unsealed(data: bytes, where: str) -> dict[str, Any]:
     if type(schema) is int and schema > SCHEMA:
         raise BundleError(f"{where} has schema {schema}, newer than {SCHEMA}; update grd-edge")
     seal = mapping.get("seal")
-    if not isinstance(seal, str) or not _HEX.fullmatch(seal) or data.count(seal.encode()) != 1:
+    if not isinstance(seal, str) or not HEX.fullmatch(seal) or data.count(seal.encode()) != 1:
         raise BundleError(f"{where} has no valid seal; {_REBUILD}")
     if sha256_hex(data.replace(seal.encode(), UNSEALED.encode())) != seal:
         raise BundleError(f"{where} does not match its seal: it was changed after it was written; {_REBUILD}")
@@ -279,129 +303,3 @@ def _listing(root: int, path: Path, files: dict[str, Any]) -> set[str]:
     except OSError as error:
         raise BundleError(f"{path} cannot be listed ({error.strerror}); {_REBUILD}") from error
     return found
-
-
-# --------------------------------------------------------------------------------------------- the schema
-
-
-def _integer(low: int, high: int = 2**31 - 1):
-    return lambda value: type(value) is int and low <= value <= high
-
-
-def _one_of(*values: object):
-    return lambda value: any(type(value) is type(known) and value == known for known in values)
-
-
-def _text(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 4096
-
-
-def _name(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[a-z0-9_-]{1,64}", value) is not None
-
-
-_GEOMETRY = {
-    "scale_px": lambda value: value is None or _integer(1, 1 << 16)(value),
-    "patch_h": _integer(11, 1 << 14),
-    "patch_w": _integer(11, 1 << 14),
-    "stride_y": _integer(1, 1 << 14),
-    "stride_x": _integer(1, 1 << 14),
-    "channels": _one_of(1, 3),
-    "padding": _one_of("error", "reflect"),
-}
-_SCORE = {
-    "decides": _one_of("phi", "phi_local"),
-    "window": _one_of("gaussian", "box"),
-    "local_window_px": _integer(1, 1 << 14),
-}
-_FILE = {"sha256": lambda v: isinstance(v, str) and _HEX.fullmatch(v) is not None, "bytes": _integer(0, 2**40)}
-_ENGINE = {
-    "target": _name,
-    "precision": _name,
-    "backend": lambda value: isinstance(value, str) and re.fullmatch(r"[a-z0-9_]{1,64}", value) is not None,
-    "file": _text,
-    "format": _name,
-    "fingerprint": lambda value: isinstance(value, dict),
-}
-_PRECISION = {
-    "chosen": lambda value: isinstance(value, dict) and all(_name(k) and _name(v) for k, v in value.items()),
-    "tried": lambda value: isinstance(value, list) and all(isinstance(item, dict) for item in value),
-    "why": lambda value: isinstance(value, str),
-}
-_REGION = {"name": _text, "threshold": lambda value: _float32(value)}
-
-
-def _float32(value: object) -> bool:
-    number = type(value) in (int, float)
-    return number and abs(value) < 3e38 and math.isfinite(value) and float(np.float32(value)) == value
-
-
-def _check_keys(value: object, rules: dict[str, Any], where: str) -> None:
-    if not isinstance(value, dict):
-        raise ValueError(f"has {where} that is not an object")
-    for key in value.keys() - rules.keys():
-        raise ValueError(f"has an unknown key {where}.{key}")
-    for key, holds in rules.items():
-        if key not in value:
-            raise ValueError(f"lacks {where}.{key}")
-        if not holds(value[key]):
-            raise ValueError(f"has {where}.{key} = {str(value[key])[:40]!r}, which the schema does not allow")
-
-
-def _check_manifest(manifest: dict[str, Any]) -> None:
-    _check_keys(
-        manifest,
-        {
-            "schema": _one_of(SCHEMA),
-            "name": _text,
-            "head": _one_of("reconstruction"),
-            "files": lambda value: isinstance(value, dict) and 0 < len(value) <= 1000,
-            "geometry": lambda value: isinstance(value, dict),
-            "score": lambda value: isinstance(value, dict),
-            "precision": lambda value: isinstance(value, dict),
-            "engines": lambda value: isinstance(value, list) and len(value) <= 100,
-            "provenance": lambda value: isinstance(value, dict),
-            "seal": _text,
-        },
-        "bundle",
-    )
-    for name, entry in manifest["files"].items():
-        if not _PATH.fullmatch(name) or name in (MANIFEST, DECISION):
-            raise ValueError(f"lists a file with a bad name {name[:60]!r}")
-        _check_keys(entry, _FILE, f"files[{name}]")
-    geometry = manifest["geometry"]
-    _check_keys(geometry, _GEOMETRY, "geometry")
-    for axis in "yx":
-        if geometry[f"stride_{axis}"] > geometry["patch_h" if axis == "y" else "patch_w"]:
-            raise ValueError(f"has geometry.stride_{axis} beyond the patch, so pixels would never be inspected")
-    _check_keys(manifest["score"], _SCORE, "score")
-    _check_keys(manifest["precision"], _PRECISION, "precision")
-    seen = set()
-    for engine in manifest["engines"]:
-        _check_keys(engine, _ENGINE, "engines[]")
-        key = (engine["target"], engine["precision"])
-        if engine["file"] not in manifest["files"] or key in seen:
-            raise ValueError(f"has an engine {key[0]}-{key[1]} that is doubled or whose file is not listed")
-        seen.add(key)
-    for target, precision in manifest["precision"]["chosen"].items():
-        if (target, precision) not in seen:
-            raise ValueError(f"chooses {precision} for {target} but has no such engine")
-
-
-def _check_decision(decision: dict[str, Any], seal: str) -> None:
-    _check_keys(
-        decision,
-        {
-            "schema": _one_of(SCHEMA),
-            "bundle": _text,
-            "regions": lambda value: isinstance(value, list) and len(value) == 1,
-            "k": _integer(1),
-            "run_agreement": lambda value: type(value) in (int, float) and 0.5 < value <= 1,
-            "fit": lambda value: isinstance(value, dict),
-            "seal": _text,
-        },
-        "decision",
-    )
-    if decision["bundle"] != seal:
-        raise ValueError("belongs to another bundle; fit new thresholds with: grd-edge recalibrate")
-    _check_keys(decision["regions"][0], _REGION, "regions[0]")
