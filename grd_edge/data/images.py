@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,39 @@ from grd_edge.errors import InputError, require
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
 
 
+def listing(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Image files and subfolders directly in `folder`, each sorted by name; hidden ones are passed over.
+
+    Raises:
+        InputError: the folder is missing or unreadable, or a link to an image leads nowhere.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}; check the path")
+    files, folders = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.name)
+                elif entry.name.lower().endswith(SUFFIXES):
+                    if not entry.is_file():
+                        raise InputError(f"the image {entry.path} is a link to nothing, or no file; remove it")
+                    files.append(entry.name)
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be read ({error.strerror}); check its permissions") from error
+    return [folder / name for name in sorted(files)], [folder / name for name in sorted(folders)]
+
+
 def image_files(folder: Path) -> list[Path]:
     """Image files directly in `folder`, sorted by name.
 
     Raises:
         InputError: the folder is missing, unreadable, or holds no image.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}; check the path")
-    try:
-        files = sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in SUFFIXES and entry.is_file())
-    except OSError as error:
-        raise InputError(f"the folder {folder} cannot be read ({error.strerror}); check its permissions") from error
+    files = listing(folder)[0]
     if not files:
         raise InputError(f"the folder {folder} holds no image; expected files ending in {', '.join(SUFFIXES)}")
     return files
@@ -63,7 +84,36 @@ def _checked(path: Path, image: np.ndarray) -> np.ndarray:
     return image
 
 
+def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """Mask of an image: bool (H, W), True where the file is not 0 (defective, or of interest).
+
+    Args:
+        path: image file of any format; in colors, a pixel counts if any of them is not 0.
+        shape: (H, W) of the image that it belongs to.
+
+    Raises:
+        InputError: not readable as an image, of another size, or 0 everywhere.
+    """
+    mask = read_image(path) != 0
+    mask = mask.any(axis=2) if mask.ndim == 3 else mask
+    if mask.shape != tuple(shape):
+        raise InputError(
+            f"the mask {path} is {mask.shape[0]}x{mask.shape[1]} px but its image is {shape[0]}x{shape[1]} px; "
+            "draw it on the image as it is stored"
+        )
+    if not mask.any():
+        raise InputError(f"the mask {path} is 0 everywhere; mark the pixels that count, or remove it")
+    return mask
+
+
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes as 64 hexadecimal digits."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """sha256 of a file's bytes as 64 hexadecimal digits.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"the image {path} cannot be read ({error.strerror}); check or remove it") from error
