@@ -88,36 +88,41 @@ static void replace_all(fuzz_text *text, const char *from, const char *to, size_
     }
 }
 
-/* @N*TEXT@ and @engines:N@. */
+/* @N*TEXT@, @engines:N@ and @regions:N@. */
 static void expand_repeats(fuzz_text *text) {
+    static const char *const entries[] = {
+        ", {\"target\": \"cpu\", \"precision\": \"p%lu\", \"backend\": \"b\", \"file\": \"models/fp32.onnx\", "
+        "\"format\": \"onnx\", \"fingerprint\": {}}",
+        ", {\"name\": \"r%lu\", \"threshold\": 1}",
+    };
     for (size_t at = 0; at < text->size;) {
         const char *begin = memchr(text->data + at, '@', text->size - at);
         if (begin == NULL) return;
         at = (size_t)(begin - text->data);
         const char *end = memchr(begin + 1, '@', text->size - at - 1);
+        const char *entry = strncmp(begin, "@engines:", 9) == 0   ? entries[0]
+                            : strncmp(begin, "@regions:", 9) == 0 ? entries[1]
+                                                                  : NULL;
+        const char *digits = begin + (entry != NULL ? 9 : 1);
         char *after = NULL;
-        unsigned long count = 0;
-        const int engines = strncmp(begin, "@engines:", 9) == 0;
-        if (end != NULL) count = strtoul(begin + (engines ? 9 : 1), &after, 10);
-        if (end == NULL || after == begin + (engines ? 9 : 1) || *after != (engines ? '@' : '*') || count > LARGEST) {
+        const unsigned long count = end != NULL ? strtoul(digits, &after, 10) : 0;
+        if (end == NULL || after == digits || *after != (entry != NULL ? '@' : '*') || count > LARGEST) {
             ++at;
             continue;
         }
-        const size_t unit = engines ? 0 : (size_t)(end - after - 1), cut = (size_t)(end + 1 - begin);
-        if (count * unit > LARGEST) return;
+        const size_t cut = (size_t)(end + 1 - begin);
         fuzz_text all = {0};
         fuzz_set(&all, "");
         for (unsigned long i = 0; i < count && all.size < LARGEST; ++i) {
-            char entry[200];
-            snprintf(entry, sizeof entry,
-                     ", {\"target\": \"cpu\", \"precision\": \"p%lu\", \"backend\": \"b\", "
-                     "\"file\": \"models/fp32.onnx\", \"format\": \"onnx\", \"fingerprint\": {}}", i);
-            fuzz_splice(&all, all.size, 0, engines ? entry : after + 1, engines ? strlen(entry) : unit);
+            char one[200];
+            const int length = entry != NULL ? snprintf(one, sizeof one, entry, i) : 0;
+            fuzz_splice(&all, all.size, 0, entry != NULL ? one : after + 1,
+                        entry != NULL ? (size_t)length : (size_t)(end - after - 1));
         }
-        const size_t grown = all.size;
-        fuzz_splice(text, at, cut, all.data, grown);
+        fuzz_splice(text, at, cut, all.data, all.size);
+        at += all.size;
         free(all.data);
-        at += grown;
+        if (text->size > LARGEST) return;
     }
 }
 

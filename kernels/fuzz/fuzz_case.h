@@ -6,7 +6,7 @@
  * commands, the bytes of both listed files. In the JSON sections stand for what a change must not break by itself:
  *   @SHA@ @BYTES@      hash and size of the listed files       @BUNDLE@           seal of bundle.json
  *   64 zeros           the seal                                @NUL@              a zero byte
- *   @N*TEXT@           TEXT, N times                           @engines:N@        N further engines
+ *   @N*TEXT@           TEXT, N times                           @engines:N@ @regions:N@    N further ones
  * Commands change the folder when everything is written, one a line; PATH lies below the folder:
  *   file PATH | empty PATH | folder PATH | pipe PATH | remove PATH | link PATH KIND | away PATH
  *   flip PATH AT BIT | cut PATH AT | size PATH BYTES | insert PATH AT BYTE

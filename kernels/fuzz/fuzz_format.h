@@ -84,7 +84,7 @@ static const fuzz_slot kBundleSlots[] = {
 };
 
 static const char kBundleTemplate[] =
-    "<prefix>{\"schema\": <schema>, \"name\": <name>, \"head\": <head>,\n"
+    "<prefix>{\"schema\": <schema>, <roi>\"name\": <name>, \"head\": <head>,\n"
     " \"files\": {\"models/fp32.onnx\": {\"sha256\": <sha256>, \"bytes\": <bytes>},\n"
     "  \"engines/cpu-int8.bin\": {\"sha256\": \"@SHA@\", \"bytes\": @BYTES@}<more_files>},\n"
     " \"geometry\": {\"scale_px\": <scale_px>, \"patch_h\": <patch_h>, \"patch_w\": <patch_w>,\n"
@@ -104,11 +104,13 @@ static const fuzz_slot kDecisionSlots[] = {
     {"suffix", 't', "\n", "| ", "}|]|x|{}|@NUL@|@NUL@x"},
     {"schema", 'i', "1", "", "0|-1|2|1.0|true|9223372036854775808|4294967297"},
     {"bundle", 's', "\"@BUNDLE@\"", "", "\"\"|\"@64*a@\"|\"@BUNDLE@0\"|\"@63*a@\"|\"@64*A@\"|\"@64*1@\""},
-    {"region", 's', "\"frame\"", "\"\xc3\xa4\"|\"a\\n\"", "\"\"|\"@4097*x@\"|\"\\udc00\""},
+    {"region", 's', "\"frame\"", "\"\xc3\xa4\"|\"a\\n\"|\"@64*x@\"|\"@64*\xc3\xa4@\"",
+     "\"\"|\"@65*x@\"|\"@65*\xc3\xa4@\"|\"\\udc00\""},
     {"threshold", 'n', "0.0625", "1|-0.5|0|-0.0|0.10000000149011612|3.4028234663852886e38|-3.4028234663852886E+38|16777216|"
      "1.401298464324817e-45|1e-400|9223372036854775808|9007199254740993",
      "0.1|1e39|3.5e38|1e400|NaN|Infinity|-Infinity|\"0.0625\"|null|true|16777217|[0.0625]|1e-45|@400*9@"},
-    {"more_regions", 't', "", "", ", 5|, {}|, []|, null|, {\"name\": \"frame\", \"threshold\": 0.0625}"},
+    {"more_regions", 't', "", ", {\"name\": \"b\", \"threshold\": 1}|@regions:63@",
+     "@regions:64@|@regions:3000@|, {\"name\": \"b\"}|, {\"threshold\": 1}|, {\"name\": \"b\", \"threshold\": 1, \"x\": 1}|, 5|, {}|, []|, null|, {\"name\": \"frame\", \"threshold\": 0.0625}"},
     {"k", 'i', "1", "7|2147483647", "0|-1|2147483648|4294967297|1.0|true"},
     {"run_agreement", 'n', "0.7", "1|1.0|0.5000001|10e-1", "0.5|1.0000001|0|-1|null|\"0.7\"|true|2|NaN|1e400|@400*9@"},
     {"fit", 'o', "{\"method\": \"good_only\"}", "{}|{\"a\": [{\"b\": null}]}", FUZZ_BAD_JSON("{\"x\": ", "}")},
@@ -117,8 +119,37 @@ static const fuzz_slot kDecisionSlots[] = {
 
 static const char kDecisionTemplate[] =
     "<prefix>{\"schema\": <schema>, \"bundle\": <bundle>,\n"
-    " \"regions\": [{\"name\": <region>, \"threshold\": <threshold>}<more_regions>],\n"
+    " <frame>\"regions\": [{\"name\": <region>, \"threshold\": <threshold><areas>}<more_regions>],\n"
     " \"k\": <k>, \"run_agreement\": <run_agreement>, \"fit\": <fit>, \"seal\": <seal>}<suffix>";
+
+/* What the places <roi>, <frame> and <areas> hold: nothing, or these together. */
+#define FUZZ_ROI "\"roi\": \"models/fp32.onnx\", "
+#define FUZZ_FRAME "\"frame_px\": [100, 200], "
+#define FUZZ_AREAS ", \"areas\": [[0, 0, 100, 200], [5, 7, 1, 1]]"
+
+static const char kMasks[] = "P5\n4 3\n255\nxxxxyyyyzzzz|P5\n1 1\n255\n\xff|P5\n12 1\n255\n\n\n\n\n\n\n\n\n\n\n\n\n";
+static const char kBadMasks[] =
+    "P5\n4 3\n255\nxxxxyyyyzzz|P5\n4 3\n255\nxxxxyyyyzzzzz|P5\n4 3\n255\n|P2\n1 1\n255\n1|P6\n1 1\n255\nxyz|P5\n0 3\n255\n|"
+    "P5\n3 0\n255\n|P5\n1 1\n254\nx|P5\n1 1\n65535\nxy|P5\n1 1\n0\nx|P5\n-1 -1\n255\nx|P5\n99999 0\n255\n|P5\n4294967297 1\n255\nx|"
+    "P5\n99999999999999999999 1\n255\nx|P5\n65537 65537\n255\nx|P5\n65536 65536\n255\nx|P5\n1.0 1\n255\nx|P5\n1\n255\nx|model|"
+    "P5|P5\n|P5\n1|P5\n1 1|P5\n1 1\n255|P5\n1 1\n25|P5\n1 1\n2555\nx|P5\n+1 1\n255\nx|P5\n0x1 1\n255\nx|p5\n1 1\n255\nx";
+static const char kBadRoi[] =
+    "\"roi\": \"none.pgm\", |\"roi\": null, |\"roi\": \"models\", |\"roi\": 1, |\"roi\": \"\", |\"roi\": [\"models/fp32.onnx\"], |"
+    "\"roi\": \"./models/fp32.onnx\", |\"roi\": \"../b.grdb/models/fp32.onnx\", |" FUZZ_ROI FUZZ_ROI;
+static const char kBadFrames[] =
+    "|\"frame_px\": null, |\"frame_px\": {}, |\"frame_px\": [], |\"frame_px\": [100], |\"frame_px\": [100, 200, 1], |"
+    "\"frame_px\": [0, 200], |\"frame_px\": [100, 0], |\"frame_px\": [-100, 200], |\"frame_px\": [100.0, 200], |"
+    "\"frame_px\": [\"100\", 200], |\"frame_px\": [true, 200], |\"frame_px\": [99, 200], |\"frame_px\": [100, 199], |"
+    "\"frame_px\": [4294967396, 200], |\"frame_px\": [18446744073709551716, 200], |\"frame_px\": 100, |" FUZZ_FRAME FUZZ_FRAME;
+static const char kBadAreas[] =
+    "|, \"areas\": []|, \"areas\": null|, \"areas\": {}|, \"areas\": [null]|, \"areas\": [[]]|, \"areas\": [0, 0, 5, 5]|"
+    ", \"areas\": [[0, 0, 101, 200]]|, \"areas\": [[0, 0, 100, 201]]|, \"areas\": [[-1, 0, 5, 5]]|, \"areas\": [[0, -1, 5, 5]]|"
+    ", \"areas\": [[0, 0, 0, 5]]|, \"areas\": [[0, 0, 5, 0]]|, \"areas\": [[0, 0, -5, 5]]|, \"areas\": [[0, 0, 5]]|"
+    ", \"areas\": [[0, 0, 5, 5, 5]]|, \"areas\": [[0.0, 0, 5, 5]]|, \"areas\": [[0, 0, 5, \"5\"]]|, \"areas\": [[true, 0, 5, 5]]|"
+    ", \"areas\": [[99, 0, 2, 5]]|, \"areas\": [[100, 0, 1, 5]]|, \"areas\": [[0, 200, 1, 1]]|"
+    ", \"areas\": [[2147483647, 0, 2147483647, 5]]|, \"areas\": [[0, 4294967296, 1, 1]]|"
+    ", \"areas\": [[9223372036854775807, 0, 9223372036854775807, 5]]|, \"areas\": [[0, 0, 1, 1]@64*, [0, 0, 1, 1]@]|"
+    ", \"areas\": [[0, 0, 5, 5], 5]|, \"areas\": [[0, 0, 5, 5], [0, 0, 101, 1]]|" FUZZ_AREAS FUZZ_AREAS;
 
 /* Names that no listed file may have. */
 static const char kBadNames[] =

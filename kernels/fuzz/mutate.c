@@ -119,14 +119,24 @@ static void remove_member(fuzz_text *text, member one) {
     fuzz_splice(text, begin, one.end - begin, "", 0);
 }
 
+/* Puts `value` where `place` stands, if it does. */
+static void put(fuzz_text *text, const char *place, const char *value) {
+    const char *at = strstr(text->data, place);
+    if (at != NULL) fuzz_splice(text, (size_t)(at - text->data), strlen(place), value, strlen(value));
+}
+
+static void put_one_of(uint64_t *state, fuzz_text *text, const char *place, const char *list) {
+    char *value = choose(state, list);
+    put(text, place, value);
+    free(value);
+}
+
 /* Every <slot> gets its valid value, but slot `changed` (SIZE_MAX: none) gets `value`. */
 static void fill(fuzz_text *text, const document *doc, size_t changed, const char *value) {
     for (size_t i = 0; i < doc->slot_count; ++i) {
         char name[40];
-        const char *now = i == changed ? value : doc->slots[i].valid;
         snprintf(name, sizeof name, "<%s>", doc->slots[i].name);
-        const char *at = strstr(text->data, name);
-        if (at != NULL) fuzz_splice(text, (size_t)(at - text->data), strlen(name), now, strlen(now));
+        put(text, name, i == changed ? value : doc->slots[i].valid);
     }
 }
 
@@ -221,7 +231,7 @@ static const char *refuse(uint64_t *state, fuzz_case *out) {
     const size_t slot = below(state, doc->slot_count);
     const char *what = NULL;
     char *value = NULL, line[80];
-    switch (below(state, 16)) {
+    switch (below(state, 18)) {
     case 0:
         break_key(state, text, kind);
         what = "key changed";
@@ -270,12 +280,30 @@ static const char *refuse(uint64_t *state, fuzz_case *out) {
         what = "type of a value";
         break;
     }
+    case 11:
+        if (below(state, 2) == 0) {
+            put_one_of(state, &out->section[FUZZ_BUNDLE], "<roi>", kBadRoi);
+        } else {
+            put(&out->section[FUZZ_BUNDLE], "<roi>", FUZZ_ROI);
+            value = choose(state, kBadMasks);
+            fuzz_set(&out->section[FUZZ_MODEL], value);
+        }
+        what = "mask of interest";
+        break;
+    case 12: {
+        const int frame = below(state, 2) == 0;
+        put_one_of(state, &out->section[FUZZ_DECISION], "<frame>", frame ? kBadFrames : FUZZ_FRAME);
+        put_one_of(state, &out->section[FUZZ_DECISION], "<areas>", frame ? FUZZ_AREAS : kBadAreas);
+        what = "areas";
+        break;
+    }
     default:
         break;
     }
     if (what == NULL) {
         size_t at = slot;
         while (doc->slots[at].bad[0] == '\0') at = (at + 1) % doc->slot_count;
+        free(value);
         value = choose(state, doc->slots[at].bad);
         fill(text, doc, at, value);
         what = doc->slots[at].name;
@@ -353,12 +381,16 @@ int fuzz_mutate(uint64_t seed, uint64_t index, fuzz_case *out, const char **what
     for (size_t i = 0; i < COUNT(kDocuments); ++i)
         fuzz_set(&out->section[kDocuments[i].section], kDocuments[i].template_text);
     fuzz_set(&out->section[FUZZ_COMMANDS], "");
-    char *model = choose(&state, kModels);
+    const int with_roi = below(&state, 4) == 0, with_areas = below(&state, 3) == 0;
+    char *model = choose(&state, with_roi ? kMasks : kModels);
     fuzz_set(&out->section[FUZZ_MODEL], model);
     free(model);
     const uint64_t turn = index % 8;
     const int expected = turn == 6 ? FUZZ_ACCEPTED : turn == 7 ? FUZZ_EITHER : FUZZ_REFUSED;
     *what = turn == 6 ? accept(&state, out) : turn == 7 ? either(&state, out) : refuse(&state, out);
+    put(&out->section[FUZZ_BUNDLE], "<roi>", with_roi ? FUZZ_ROI : "");
+    put(&out->section[FUZZ_DECISION], "<frame>", with_areas ? FUZZ_FRAME : "");
+    put(&out->section[FUZZ_DECISION], "<areas>", with_areas ? FUZZ_AREAS : "");
     if (out->section[FUZZ_DECISION].size > 0) fill(&out->section[FUZZ_DECISION], &kDocuments[1], SIZE_MAX, NULL);
     fill(&out->section[FUZZ_BUNDLE], &kDocuments[0], SIZE_MAX, NULL);
     return expected;
