@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import stat
 from collections.abc import Callable
@@ -37,6 +38,7 @@ MAX_JSON_BYTES = 1 << 20
 UNSEALED = "0" * 64
 
 _ATTEMPTS = 20
+_MAX_LEVELS = 16
 _BUILD = "build one with: grd-edge build bundle"
 _REBUILD = "copy the bundle again or rebuild it with: grd-edge build bundle"
 
@@ -298,11 +300,25 @@ def _unsealed(data: bytes, where: str) -> dict[str, Any]:
             raise ValueError("a key occurs twice")
         return mapping
 
-    def refuse(constant: str) -> None:
-        raise ValueError(f"the constant {constant} is not JSON")
+    def number(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise ValueError(f"the number {text[:40]} is none that a float64 holds")
+        return value
+
+    def integer(text: str) -> int:
+        number(text)
+        return int(text)
 
     try:
-        mapping = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        # `parse_constant` is called for NaN and the infinities, which are not JSON.
+        mapping = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_float=number,
+            parse_int=integer,
+            parse_constant=number,
+        )
+        _check_json(mapping)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{where} is not valid JSON ({error}); {_REBUILD}") from error
     if not isinstance(mapping, dict):
@@ -316,6 +332,19 @@ def _unsealed(data: bytes, where: str) -> dict[str, Any]:
     if sha256_hex(data.replace(seal.encode(), UNSEALED.encode())) != seal:
         raise BundleError(f"{where} does not match its seal: it was changed after it was written; {_REBUILD}")
     return mapping
+
+
+def _check_json(value: Any, levels: int = _MAX_LEVELS) -> None:
+    """Raises ValueError for what Python's parser lets pass: deep nesting, and halves of surrogate pairs in texts."""
+    if isinstance(value, str):
+        value.encode("utf-8")
+    elif isinstance(value, (dict, list)):
+        if levels == 0:
+            raise ValueError(f"nests deeper than {_MAX_LEVELS} levels")
+        for part in value:
+            _check_json(part, levels - 1)
+        for part in value.values() if isinstance(value, dict) else ():
+            _check_json(part, levels - 1)
 
 
 def _listing(root: int, path: Path, files: dict[str, Any]) -> set[str]:

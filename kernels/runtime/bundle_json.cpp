@@ -136,6 +136,8 @@ Json document_from_bytes(const Bytes &bytes, const char *name) {
     const char *begin = reinterpret_cast<const char *>(bytes.data.get()), *end = begin + bytes.count;
     if (bytes.count >= 3 && std::memcmp(begin, "\xEF\xBB\xBF", 3) == 0)
         malformed(std::string(name) + " begins with a byte order mark, expected plain UTF-8; save it without");
+    if (std::memchr(begin, 0, bytes.count) != nullptr) /* which the parser would take for the end of the document */
+        malformed(std::string(name) + " holds a zero byte, expected JSON; copy the bundle again or rebuild it");
     std::vector<std::set<std::string>> open_objects;
     const auto watch = [&](int depth, Json::parse_event_t event, Json &value) {
         if (event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start) {
