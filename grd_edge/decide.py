@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -99,6 +99,46 @@ def product_margin(
     scores = _as_scores(scores)
     # A float32 difference is 0 only for equal operands, so its sign is the decision.
     return product_score(scores - _threshold_per_patch(scores, thresholds, regions), k)
+
+
+class FrameDecision(NamedTuple):
+    """What is said of one frame.
+
+    Attributes:
+        decision: `good`, `defective`, or `undecided` without thresholds.
+        score: k-th largest patch score; with several thresholds the k-th largest margin. NaN if a patch scored NaN.
+        threshold: what `score` is compared with: the one threshold, 0 with several, NaN without.
+        defective: bool array of the shape of the scores; all False while undecided.
+    """
+
+    decision: Literal["good", "defective", "undecided"]
+    score: float
+    threshold: float
+    defective: np.ndarray
+
+
+def frame_decision(
+    scores: np.ndarray, thresholds: float | Sequence[float] | None, regions: np.ndarray | None = None, k: int = 1
+) -> FrameDecision:
+    """Decision about one frame from the scores of its inspected patches.
+
+    Args:
+        scores, thresholds, regions, k: as in `patch_decisions` and `product_margin`; thresholds None: undecided.
+
+    Raises:
+        InputError: as `patch_decisions` and `product_score`.
+
+    Source: docs/method.md, section 7.
+    """
+    scores = _as_scores(scores)
+    if thresholds is None:
+        return FrameDecision("undecided", product_score(scores), float("nan"), np.zeros(scores.shape, bool))
+    defective = patch_decisions(scores, thresholds, regions)
+    decision = "defective" if product_decision(defective, k) else "good"
+    if np.size(thresholds) > 1:
+        return FrameDecision(decision, product_margin(scores, thresholds, regions, k), 0.0, defective)
+    threshold = float(np.float32(np.asarray(thresholds).item()))
+    return FrameDecision(decision, product_score(scores, k), threshold, defective)
 
 
 def run_decision(product_decisions: Sequence[bool] | np.ndarray, agreement: float = 0.7) -> RunDecision:
