@@ -1,6 +1,6 @@
 """Training batches made ahead in threads against batches made where they are needed, with a stand-in for the step.
 
-python -c "from grd_edge.bench.batches import race_batches as r; print(r('parts', step_ms=60))"
+python -c "from grd_edge.bench.batches import race_batches as r; print(r('parts/train/good', step_ms=60))"
 """
 
 from __future__ import annotations

@@ -150,6 +150,20 @@ def test_folders_of_several_kinds_are_never_taken_for_good_ones(tmp_path):
         samples_from_folder(root / "train" / "good")
 
 
+def test_labelled_images_alone_are_enough_where_no_training_is_needed(tmp_path):
+    root = layout(tmp_path / "parts")
+    whole = dataset_from_folder(root, need_train=False)
+    assert whole == dataset_from_folder(root)
+    shutil.rmtree(root / "train")
+    alone = dataset_from_folder(root, need_train=False)
+    assert (alone.train, alone.calibration, alone.test) == ((), (), whole.test)
+    with pytest.raises(InputError, match=r"there is no folder .*train/good"):
+        dataset_from_folder(root)
+    write(root / "test" / "stray.npy")
+    with pytest.raises(InputError, match="1 images without a label and 2 folders"):
+        dataset_from_folder(root, need_train=False)
+
+
 def test_categories_of_a_benchmark_root(tmp_path):
     for name in ("b", "a"):
         layout(tmp_path / "root" / name)
