@@ -22,7 +22,7 @@ from grd_edge.checkpoint import Checkpoint
 from grd_edge.data.dataset import Dataset, Sample, refuse_seen
 from grd_edge.data.frames import grid_from_config, read_frame
 from grd_edge.data.images import read_image, read_mask
-from grd_edge.decide import product_score
+from grd_edge.decide import checked_agreement, checked_k, product_score
 from grd_edge.errors import CheckFailedError, InputError
 from grd_edge.export import TOLERANCE, onnx_from_checkpoint
 from grd_edge.files import sha256_hex
@@ -143,7 +143,8 @@ def recalibrated_bundle(
     """
     bundle = bundles.read_bundle(path)
     kept = bundle.decision or {"k": 1, "run_agreement": 0.7}
-    k = kept["k"] if k is None else k
+    k = checked_k(kept["k"] if k is None else k)
+    agreement = checked_agreement(kept["run_agreement"] if run_agreement is None else run_agreement)
     regions = bundle.regions if regions is None else regions
     if method not in ("good_only", "labelled"):
         raise InputError(f"the method of the fit is {method!r}; expected 'good_only' or 'labelled'")
@@ -190,7 +191,7 @@ def recalibrated_bundle(
     decision = {
         **decision_regions(regions, fit.thresholds),
         "k": k,
-        "run_agreement": kept["run_agreement"] if run_agreement is None else run_agreement,
+        "run_agreement": agreement,
         "fit": details,
     }
     return bundles.write_decision(path, decision, of=bundle)

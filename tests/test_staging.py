@@ -41,10 +41,10 @@ once = time.perf_counter() - start
 for moment in range(moments):
     child = os.fork()
     if child == 0:
-        for generation in range(1000):
+        for generation in range(moment, 1000):
             write(generation)
         os._exit(0)
-    time.sleep(rng.uniform(0, 2 * once))
+    time.sleep(rng.uniform(0, 3 * once))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     whole = read_bundle(path)
