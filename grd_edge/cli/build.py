@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from grd_edge.cli.common import CheckpointPath, ImageBar, Json, load_dataset, print_json, print_rows, progress
+from grd_edge.cli.common import (
+    CheckpointPath,
+    ImageBar,
+    Json,
+    each_category,
+    load_dataset,
+    print_json,
+    print_rows,
+    progress,
+)
 
 app = typer.Typer(help="Build what ships: the ONNX model, or a whole bundle.", no_args_is_help=True)
 
@@ -30,6 +39,9 @@ def onnx(
 
 
 @app.command()
+@each_category(
+    inputs={"checkpoint": ".safetensors"}, outputs={"output": ".grdb"}, columns=("bundle", "threshold", "engines")
+)
 def bundle(
     checkpoint: CheckpointPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle to write, name.grdb.")],
