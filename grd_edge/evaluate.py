@@ -17,7 +17,7 @@ import numpy as np
 from grd_edge.bundle import Bundle, read_bundle
 from grd_edge.data.dataset import Sample, refuse_seen
 from grd_edge.data.images import read_image, read_mask
-from grd_edge.errors import BundleError, InputError
+from grd_edge.errors import BundleError, CheckpointError, InputError
 from grd_edge.metrics import (
     auroc,
     average_precision,
@@ -348,31 +348,43 @@ def evaluated_bundle(
     training = bundle.manifest["provenance"].get("training", {})
     refuse_seen(samples, training.get("seen", ()), purpose="metrics")
     rule, options = ProductRule.of_bundle(bundle), {"pixels": True, "roi": bundle.roi}
+    reference = reference_inspector(bundle, against) if against else None
+    baseline = untrained_inspector(bundle) if untrained and importlib.util.find_spec("torch") else None
     with Inspector(path) as inspector:
         scored = scored_from_samples(inspector, samples, rule=rule, on_progress=bar("engine"), **options)
     result = metrics_from_scored(scored)
-    if against:
-        from grd_edge.checkpoint import read_checkpoint
-        from grd_edge.engine.torch import TorchInspector
-
-        reference = scored_from_samples(
-            TorchInspector.of_bundle(read_checkpoint(against), bundle), samples, rule=rule, on_progress=bar("reference")
-        )
+    if reference:
+        expected = scored_from_samples(reference, samples, rule=rule, on_progress=bar("reference"))
         both = result["image_auroc"] is not None
-        result["auroc_reference"] = auroc(reference.image_scores, scored.image_labels) if both else None
-        result |= parity_from_scored(scored, reference)
-    if untrained and importlib.util.find_spec("torch") is None:
+        result["auroc_reference"] = auroc(expected.image_scores, scored.image_labels) if both else None
+        result |= parity_from_scored(scored, expected)
+    if untrained and not baseline:
         result["notes"].append("the untrained baseline needs PyTorch: pip install 'grd-edge[train]'")
-    elif untrained:
-        baseline = scored_from_samples(
-            untrained_inspector(bundle),
-            samples,
-            rule=replace(rule, thresholds=()),
-            on_progress=bar("untrained"),
-            **options,
-        )
-        result |= gain_from_scored(scored, baseline)
+    elif baseline:
+        undecided = replace(rule, thresholds=())
+        beside = scored_from_samples(baseline, samples, rule=undecided, on_progress=bar("untrained"), **options)
+        result |= gain_from_scored(scored, beside)
     return result, scored
+
+
+def reference_inspector(bundle: Bundle, checkpoint: Path) -> FrameInspector:
+    """A checkpoint's network in PyTorch, deciding as the bundle does.
+
+    Raises:
+        CheckpointError: it cannot be read, or belongs to a model that sees other patches than the bundle.
+    """
+    from grd_edge.checkpoint import read_checkpoint
+    from grd_edge.engine.torch import TorchInspector
+
+    inspector = TorchInspector.of_bundle(read_checkpoint(checkpoint), bundle)
+    config, geometry = inspector.config, bundle.manifest["geometry"]
+    seen = (inspector.grid, config.geometry.scale_px, config.model.channels)
+    if seen != (bundle.grid, geometry["scale_px"], geometry["channels"]):
+        raise CheckpointError(
+            f"{checkpoint} was trained on other patches than {bundle.path} inspects; "
+            "give the checkpoint that the bundle was built from"
+        )
+    return inspector
 
 
 def untrained_inspector(bundle: Bundle) -> FrameInspector:

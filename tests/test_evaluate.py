@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from grd_edge.bundle import read_bundle, write_decision
+from grd_edge.checkpoint import write_checkpoint
 from grd_edge.cli.common import plain
+from grd_edge.config import GeometryConfig
 from grd_edge.data.dataset import Sample, content_ids, dataset_from_folder
-from grd_edge.errors import BundleError, InputError
+from grd_edge.errors import BundleError, CheckpointError, InputError
 from grd_edge.evaluate import (
     COLUMNS,
     evaluated_bundle,
@@ -98,6 +100,17 @@ def test_images_that_the_model_was_made_from_are_refused(tiny_bundle, masked):
     bundles.write_bundle(tiny_bundle, manifest, opened.files)
     with pytest.raises(InputError, match="was used to make this model, so metrics"):
         evaluated_bundle(tiny_bundle, samples, untrained=False)
+
+
+def test_a_checkpoint_that_sees_other_patches_is_refused(tiny_bundle_files, tiny_checkpoint, masked, tmp_path):
+    other = tiny_checkpoint.config.model_copy(update={"geometry": GeometryConfig(stride_y=9)})
+    write_checkpoint(tmp_path / "c.safetensors", replace(tiny_checkpoint, config=other))
+    samples = dataset_from_folder(masked).test[:2]
+    with pytest.raises(CheckpointError, match="other patches than"):
+        evaluated_bundle(tiny_bundle_files, samples, against=tmp_path / "c.safetensors", untrained=False)
+    write_checkpoint(tmp_path / "c.safetensors", tiny_checkpoint)
+    result = evaluated_bundle(tiny_bundle_files, samples, against=tmp_path / "c.safetensors", untrained=False)[0]
+    assert result["decision_flips"] == 0 and result["phi_max_abs_diff"] < 1e-4 and result["auroc_reference"] is None
 
 
 def test_a_bundle_without_configuration_has_no_untrained_baseline(tiny_bundle):

@@ -40,9 +40,7 @@ def onnx(
 
 @app.command()
 @each_category(
-    inputs={"checkpoint": ".safetensors"},
-    outputs={"output": ".grdb"},
-    columns=("bundle", "threshold"),
+    inputs={"checkpoint": ".safetensors"}, outputs={"output": ".grdb"}, columns=("bundle", "threshold", "engines")
 )
 def bundle(
     checkpoint: CheckpointPath,

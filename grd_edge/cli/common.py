@@ -140,7 +140,8 @@ def each_category(
                     _category.reset(token)
                 if row:
                     rows[name] = row
-            _print_categories(rows, failed, columns, json_=arguments["json_"])
+            if rows or failed:  # else another process of the same run reports
+                _print_categories(rows, failed, columns, json_=arguments["json_"])
             if failed:
                 sentences = "; ".join(f"{name}: {sentence}" for name, sentence in failed.items())
                 raise InputError(f"{len(failed)} of {len(folders)} categories failed: {sentences}")
@@ -212,7 +213,7 @@ def cell(value: Any) -> str:
 
 
 @contextmanager
-def progress(*, shown: bool = True) -> Iterator[Progress]:
+def progress(*, visible: bool = True) -> Iterator[Progress]:
     """Progress bar on stderr; the task's `note` field is shown at its end."""
     columns = (
         TextColumn("{task.description}"),
@@ -221,7 +222,7 @@ def progress(*, shown: bool = True) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=err, disable=not shown) as bar:
+    with Progress(*columns, console=err, disable=not visible) as bar:
         yield bar
 
 

@@ -81,7 +81,7 @@ def infer(
     counts = dict.fromkeys(("images", "good", "defective", "undecided", "error"), 0)
     failed: list[dict[str, Any]] = []
     titled = json_
-    with progress(shown=len(files) >= LONG_IMAGES) as bar:
+    with progress(visible=len(files) >= LONG_IMAGES) as bar:
         on_progress = ImageBar(bar, "infer", len(files))
         for row in inspected_images(bundle, files, options, on_note=lambda text: err.print(f"grd-edge: {text}")):
             if not titled:

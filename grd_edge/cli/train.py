@@ -14,6 +14,7 @@ from grd_edge.cli.common import (
     Profile,
     Settings,
     TrainingBar,
+    each_category,
     load_dataset,
     print_json,
     print_rows,
@@ -21,6 +22,7 @@ from grd_edge.cli.common import (
 )
 
 
+@each_category(outputs={"output": ".safetensors"}, columns=("checkpoint", "train_images", "steps", "seconds"))
 def train(
     data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write.")] = Path(
@@ -33,7 +35,7 @@ def train(
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps; instead of a time budget.")] = None,
     json_: Json = False,
 ) -> None:
-    """Train the generator on good images."""
+    """Train the generator on good images; for a benchmark root one for each category, into the folder OUTPUT."""
     from grd_edge.checkpoint import write_checkpoint
     from grd_edge.config import load_config
     from grd_edge.train import checkpoint_from_dataset
