@@ -1,26 +1,30 @@
-"""Samples and their splits: a folder of the MVTec layout, or the ELPV solar cells.
+"""Samples and their splits: a folder of the MVTec layout, a folder of good images, or the ELPV solar cells.
 
-Source of the rule that train, calibration and test are disjoint: docs/method.md, section 8.
+Sources: the layout, docs/design/foundation.md; train, calibration and test are disjoint, docs/method.md, section 8.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from grd_edge.data.images import file_sha256, image_files
+from grd_edge.data.images import file_sha256, listing
+from grd_edge.data.layout import GOOD, Found, annotated, images_of_kind, regions_from_file
+from grd_edge.data.workers import in_threads
 from grd_edge.errors import InputError, require
 from grd_edge.regions import WHOLE_FRAME, Regions
 
 SPLITS = ("train", "validation", "calibration", "test")
-GOOD = "good"
 CALIBRATION_SHARE = 0.2  # of the good images that are not test images
+VALIDATION_SHARE = 0.1  # of the good images that are left for training
+
+OnImages = Callable[[int, int], None]  # images done and planned
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One image. `kind` is `good` or the name of the defect; the folder name is the label, with or without a mask."""
 
@@ -29,7 +33,7 @@ class Sample:
     sha256: str
     mask: Path | None = None  # ground truth of a defect, of the image's size; a defect without one stays a defect
     roi: Path | None = None  # mask of interest, of the image's size; None: the whole frame
-    product: str | None = None  # images of one product share its name; None: a product of its own
+    product: str | None = None  # images of one product share its name, <kind>/<folder>; None: a product of its own
 
     @property
     def defective(self) -> bool:
@@ -40,7 +44,8 @@ class Sample:
 class Dataset:
     """Good images for training, validation and calibration, labelled ones for the test; disjoint by file and content.
 
-    `validation` may be empty; `regions` are the named areas of the data's `regions.yaml`.
+    `validation` may be empty; `regions` are the named areas of the data's `regions.yaml`; `root` is the folder that
+    all paths begin with.
     """
 
     name: str
@@ -49,23 +54,35 @@ class Dataset:
     test: tuple[Sample, ...]
     validation: tuple[Sample, ...] = ()
     regions: Regions = WHOLE_FRAME
+    root: Path | None = None
 
     def manifest_sha256(self) -> str:
-        """Hash over the split, file names and contents: the identity of the data a model was made from."""
+        """Hash over the split, product, file names and contents: the identity of the data a model was made from."""
         digest = hashlib.sha256()
         for split in SPLITS:
             for sample in getattr(self, split):
-                digest.update(f"{split} {sample.kind} {sample.path.name} {sample.sha256}\n".encode())
+                line = f"{split} {sample.product or sample.kind} {sample.path.name} {sample.sha256}\n"
+                digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 
-def samples_from_folder(folder: Path, kind: str = GOOD) -> list[Sample]:
-    """All images directly in a folder, as samples of one kind.
+def samples_from_folder(folder: Path, kind: str = GOOD, *, on_progress: OnImages | None = None) -> list[Sample]:
+    """All images of a folder, as samples of one kind; the images of a subfolder are those of one product.
 
     Raises:
-        InputError: the folder is missing, unreadable or empty.
+        InputError: the folder or a subfolder is missing, unreadable or empty, or holds several kinds.
     """
-    return _samples(image_files(folder), kind)
+    return _samples(images_of_kind(Path(folder), kind), on_progress)
+
+
+def categories(folder: Path) -> list[Path]:
+    """Subfolders of a benchmark root that hold `train/good`, sorted; none where `folder` is itself a dataset.
+
+    Raises:
+        InputError: the folder is missing or unreadable.
+    """
+    folders = listing(folder)[1]
+    return [] if _is_layout(Path(folder)) else [entry for entry in folders if _is_layout(entry)]
 
 
 def content_ids(samples: Iterable[Sample]) -> list[str]:
@@ -89,15 +106,35 @@ def refuse_seen(samples: Iterable[Sample], ids: Iterable[str], *, purpose: str) 
             )
 
 
-def _samples(files: list[Path], kind: str) -> list[Sample]:
-    return [Sample(path, kind, file_sha256(path)) for path in files]
+def _is_layout(folder: Path) -> bool:
+    return (folder / "train" / GOOD).is_dir()
+
+
+def _samples(found: list[Found], on_progress: OnImages | None = None) -> list[Sample]:
+    hashes = in_threads(file_sha256, [each.path for each in found], on_progress)
+    return [
+        Sample(each.path, each.kind, sha256, each.mask, each.roi, each.product)
+        for each, sha256 in zip(found, hashes, strict=True)
+    ]
 
 
 def _parts(samples: list[Sample], shares: tuple[float, ...], seed: int) -> list[list[Sample]]:
-    """Random parts of the given shares (the rest is the last part); equal contents stay in one part."""
+    """Random parts of the given shares (the rest is the last part); a product, and equal contents, stay in one part."""
+    # Union-find over contents: a product joins the contents of its images.
+    above: dict[str, str] = {}
+
+    def first(content: str) -> str:
+        while (upper := above.setdefault(content, content)) != content:
+            above[content] = content = above[upper]
+        return content
+
+    products: dict[str, str] = {}
+    for sample in samples:
+        a, b = first(sample.sha256), first(products.setdefault(sample.product or sample.sha256, sample.sha256))
+        above[max(a, b)] = min(a, b)
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
-        groups.setdefault(sample.sha256, []).append(sample)
+        groups.setdefault(first(sample.sha256), []).append(sample)
     keys = sorted(groups)
     random.Random(seed).shuffle(keys)
     parts, start = [], 0
@@ -109,10 +146,19 @@ def _parts(samples: list[Sample], shares: tuple[float, ...], seed: int) -> list[
     return [sorted((s for key in part for s in groups[key]), key=lambda s: str(s.path)) for part in parts]
 
 
-def dataset_from_folder(folder: Path, *, seed: int = 0, need_test: bool = True) -> Dataset:
-    """Dataset from `train/good`, `test/good`, `test/<defect>`, and `calibration/good` where it exists.
+def dataset_from_folder(
+    folder: Path,
+    *,
+    seed: int = 0,
+    need_test: bool = True,
+    need_validation: bool = False,
+    on_progress: OnImages | None = None,
+) -> Dataset:
+    """Dataset from `train/good`, `test/good`, `test/<defect>`, and what docs/design/foundation.md puts beside them.
 
-    Without a calibration folder, 20 % of `train/good`, drawn by content and seed, become the calibration split.
+    Without a calibration folder, 20 % of `train/good`, drawn by content and seed, become the calibration split; where
+    validation is needed and has no folder, 10 % of what is left become that. A folder that holds images itself is
+    one of good images, without a test.
 
     Raises:
         InputError: a folder is missing or empty, too few images, or a test image that is also a training image.
@@ -120,24 +166,52 @@ def dataset_from_folder(folder: Path, *, seed: int = 0, need_test: bool = True) 
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; give the folder that holds train/good and test/")
-    good = samples_from_folder(folder / "train" / GOOD)
-    if (folder / "calibration" / GOOD).is_dir():
-        calibration, train = samples_from_folder(folder / "calibration" / GOOD), good
+    found: dict[str, list[Found]] = {}
+    if (folder / "train").is_dir() or (folder / "test").is_dir() or not listing(folder)[0]:
+        if inside := categories(folder):
+            names = ", ".join(entry.name for entry in inside)
+            raise InputError(f"the folder {folder} holds the categories {names}; give one of them, such as {inside[0]}")
+        found["train"] = images_of_kind(folder / "train" / GOOD)
+        for split in ("validation", "calibration"):
+            if (folder / split / GOOD).is_dir():
+                found[split] = images_of_kind(folder / split / GOOD)
     else:
-        calibration, train = _parts(good, (CALIBRATION_SHARE,), seed)
-    test: list[Sample] = []
+        found["train"] = _plain(folder)
     if (folder / "test").is_dir():
-        for kind in sorted(entry for entry in (folder / "test").iterdir() if entry.is_dir()):
-            test += samples_from_folder(kind, kind.name)
+        found["test"] = [each for kind in listing(folder / "test")[1] for each in images_of_kind(kind, kind.name)]
     elif need_test:
         raise InputError(f"there is no folder {folder / 'test'}; evaluation needs test/good and test/<defect>")
-    return _checked(Dataset(folder.resolve().name, tuple(train), tuple(calibration), tuple(test)))
+    for split in found:
+        found[split] = annotated(folder, split, found[split])
+
+    every = iter(_samples([each for split in found for each in found[split]], on_progress))
+    splits = {split: [next(every) for _ in found[split]] for split in found}
+    if "calibration" not in splits:
+        splits["calibration"], splits["train"] = _parts(splits["train"], (CALIBRATION_SHARE,), seed)
+    if need_validation and "validation" not in splits:
+        splits["validation"], splits["train"] = _parts(splits["train"], (VALIDATION_SHARE,), seed)
+    regions = regions_from_file(folder / "regions.yaml") if (folder / "regions.yaml").exists() else WHOLE_FRAME
+    dataset = Dataset(
+        folder.resolve().name, **{split: tuple(splits.get(split, ())) for split in SPLITS}, regions=regions, root=folder
+    )
+    return _checked(dataset, need_validation)
 
 
-def dataset_from_elpv(*, seed: int = 0) -> Dataset:
+def _plain(folder: Path) -> list[Found]:
+    """Good images of a folder without train/ and test/."""
+    if folders := listing(folder)[1]:
+        raise InputError(
+            f"the folder {folder} holds images beside the folder {folders[0].name}, so it is unclear what is good; "
+            "put good images into train/good, others into test/<defect>"
+        )
+    return images_of_kind(folder)
+
+
+def dataset_from_elpv(*, seed: int = 0, need_validation: bool = False, on_progress: OnImages | None = None) -> Dataset:
     """ELPV, mono-crystalline cells: defect probability 0 is good, 1 is defective, the rest is left out.
 
     Good cells are split 60 / 20 / 20 into train, calibration and test by image; every defective cell is a test image.
+    Validation, where it is needed, is 10 % of the training part.
 
     Source: Buerhop-Lutz et al., "A Benchmark for Visual Identification of Defective Solar Cells in
     Electroluminescence Imagery" (EU PVSEC 2018); package elpv-dataset, CC BY-NC-SA 4.0.
@@ -147,22 +221,27 @@ def dataset_from_elpv(*, seed: int = 0) -> Dataset:
     """
     package = require("elpv_dataset", extra="demo", purpose="for the solar cell images")
     root = Path(package.__file__).parent / "data"
-    good, defective = [], []
+    found = []
     with open(root / "labels.csv", encoding="utf-8") as stream:
         for line in stream:
             name, probability, kind = line.split()
             if kind == "mono" and float(probability) in (0.0, 1.0):
-                (defective if float(probability) else good).append(root / name)
-    train, calibration, test = _parts(_samples(good, GOOD), (0.6, 0.2), seed)
-    return _checked(Dataset("elpv-mono", tuple(train), tuple(calibration), (*test, *_samples(defective, "defective"))))
+                found.append(Found(root / name, "defective" if float(probability) else GOOD))
+    samples = _samples(found, on_progress)
+    good, defective = [s for s in samples if not s.defective], [s for s in samples if s.defective]
+    train, calibration, test = _parts(good, (0.6, 0.2), seed)
+    validation, train = _parts(train, (VALIDATION_SHARE,), seed) if need_validation else ((), train)
+    splits = (tuple(part) for part in (train, calibration, (*test, *defective), validation))
+    return _checked(Dataset("elpv-mono", *splits, root=root), need_validation)
 
 
-def _checked(dataset: Dataset) -> Dataset:
-    if not dataset.train or not dataset.calibration:
+def _checked(dataset: Dataset, need_validation: bool) -> Dataset:
+    if not dataset.train or not dataset.calibration or (need_validation and not dataset.validation):
         raise InputError(
-            f"{dataset.name} leaves {len(dataset.train)} training and {len(dataset.calibration)} calibration images; "
-            "add good images (at least 3, better 100 or more)"
+            f"{dataset.name} leaves {len(dataset.train)} training, {len(dataset.validation)} validation and "
+            f"{len(dataset.calibration)} calibration images; add good images (at least 10, better 100 or more)"
         )
+    # A file, or a link to it, in two splits shows as equal contents.
     seen: dict[str, tuple[str, Sample]] = {}
     for split in SPLITS:
         for sample in getattr(dataset, split):
