@@ -11,6 +11,7 @@ import sys
 import typer
 
 from grd_edge.cli import build, calibrate, demo, doctor, eval, infer, inspect, recalibrate, train, validate_config
+from grd_edge.cli.common import is_first_process
 from grd_edge.errors import GrdError, MissingExtraError
 
 app = typer.Typer(
@@ -54,5 +55,6 @@ def main() -> None:
 
 
 def _fail(error: GrdError) -> None:
-    print(f"grd-edge: {error}", file=sys.stderr)
+    if is_first_process():
+        print(f"grd-edge: {error}", file=sys.stderr)
     sys.exit(error.exit_code)

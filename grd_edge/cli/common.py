@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,13 +32,21 @@ CheckpointPath = Annotated[
 ]
 
 
-def load_dataset(data: str, *, seed: int = 0, need_test: bool = True):
+def load_dataset(data: str, *, seed: int = 0, need_test: bool = True, need_validation: bool = False):
     """The dataset that `--data` names."""
     from grd_edge.data.dataset import dataset_from_elpv, dataset_from_folder
 
     if data == "elpv":
-        return dataset_from_elpv(seed=seed)
-    return dataset_from_folder(Path(data), seed=seed, need_test=need_test)
+        return dataset_from_elpv(seed=seed, need_validation=need_validation)
+    return dataset_from_folder(Path(data), seed=seed, need_test=need_test, need_validation=need_validation)
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks to the user; known before anything is launched."""
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
+    if rank is not None:
+        return rank == "0"
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
 def print_json(value: Any) -> None:
@@ -56,7 +65,7 @@ def print_rows(title: str, rows: dict[str, Any]) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Progress]:
+def progress(visible: bool = True) -> Iterator[Progress]:
     """Progress bar on stderr; the task's `note` field is shown at its end."""
     columns = (
         TextColumn("{task.description}"),
@@ -65,7 +74,7 @@ def progress() -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=err) as bar:
+    with Progress(*columns, console=err, disable=not visible) as bar:
         yield bar
 
 
