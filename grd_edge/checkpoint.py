@@ -72,6 +72,7 @@ def write_training_state(path: Path, tensors: dict[str, torch.Tensor], about: di
 def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Streams the tensors one by one: `safetensors.torch.save` holds all of them twice more, 8 GB of a large state."""
     header: dict[str, Any] = {"__metadata__": {"grd_edge_schema": str(SCHEMA), **metadata}}
+    tensors = dict(sorted(tensors.items()))  # the same content gives the same bytes
     end = 0
     for key, value in tensors.items():
         start, end = end, end + value.numel() * value.element_size()

@@ -5,6 +5,7 @@ Several processes run the same command; Fabric starts those of this machine, tor
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -52,6 +53,7 @@ def fabric_from_config(config: Config) -> Fabric:
             f"{train.num_nodes} machines need {', '.join(NODE_VARIABLES)} in the environment of each, "
             f"and {', '.join(missing)} is not set; set them, or start with torchrun"
         )
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric = Fabric(
         accelerator="cuda" if cuda else "cpu",
         devices=train.devices,

@@ -334,7 +334,7 @@ def train_run(
                 watch.note("tensorboard is not installed, so log.csv is the only log; pip install 'grd-edge[logs]'")
         if not course:
             run.start()
-        if course and run.course.finished:
+        if folder and course and run.course.finished:
             watch.note(f"the run is complete: {run.course.step} of {run.course.steps} steps; nothing is trained")
         try:
             with _asking(run):

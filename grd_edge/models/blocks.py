@@ -5,8 +5,8 @@ Source: docs/method.md, section 2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -111,19 +111,24 @@ def _resamples(index: int, count: int, position: str) -> bool:
     return index == (0 if position == "first" else count - 1)
 
 
-@contextmanager
-def _statistics_held(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """BatchNorm normalizes by the batch as in training, but its running statistics stay: the first pass counted."""
-    norms = [m for module in modules for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0  # not track_running_stats: the pass must save the same tensors as the first one
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+class _StatisticsHeld:
+    """BatchNorm normalizes by the batch as in training, but its running statistics stay: the first pass counted.
+
+    A context that may be entered again: each backward pass through a stage computes it once more.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.norms = [m for module in modules for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+
+    def __enter__(self) -> None:
+        self.before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum = 0.0  # not track_running_stats: the pass must save the same tensors as the first one
+
+    def __exit__(self, *_: object) -> None:
+        for norm, (momentum, batches) in zip(self.norms, self.before, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked -= 1
+            norm.num_batches_tracked.copy_(batches)
 
 
 class Stages(nn.Module):
@@ -146,7 +151,7 @@ class Stages(nn.Module):
             if self.recompute and self.training and torch.is_grad_enabled():
 
                 def contexts(modules: Sequence[nn.Module] = modules):
-                    return nullcontext(), _statistics_held(modules)
+                    return nullcontext(), _StatisticsHeld(modules)
 
                 x = checkpoint(forward, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
             else:
