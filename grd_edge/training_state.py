@@ -170,13 +170,13 @@ class TrainingState:
         auxiliary = step % every == 0
         with fabric.autocast():
             out = self.generator(perturbed.x_noisy, second_encoder=auxiliary)
-            x_hat = out.x_hat.float()
-            if auxiliary:
-                features, logits = self.discriminator(x)
-                features_hat, logits_hat = self.discriminator(x_hat)
+        x_hat = out.x_hat.float()
         terms = reconstruction_terms(x, perturbed, x_hat, config.loss)
         total = weighted_sum(terms, config.loss)
         if auxiliary:
+            with fabric.autocast():
+                features, logits = self.discriminator(x)
+                features_hat, logits_hat = self.discriminator(x_hat)
             more = auxiliary_terms(out, features, features_hat)
             total = total + weighted_sum(more, config.loss, scale=every)
             terms |= more
