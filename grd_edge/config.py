@@ -123,7 +123,10 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
-    """How long and how. Exactly one of `seconds` and `steps` bounds the run."""
+    """How long and how. Exactly one of `seconds` and `steps` bounds the run.
+
+    `batch` is that of all processes together; `validate_every` and `patience` act where there is a validation split.
+    """
 
     batch: Positive = 16
     seconds: Annotated[float, Field(gt=0)] | None = 240.0
@@ -131,6 +134,16 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     auxiliary_every: Positive = 1  # L_adv, L_enc and L_disc every n-th step, n-fold
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Positive = 1  # processes on this machine
+    num_nodes: Positive = 1  # machines
+    recompute: bool = False  # activations once more in the backward pass: a third slower, a fifth of the memory
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # of the weights that ship; null: the last ones
+    validation: bool = False  # split 10 % off the training images where there is no folder validation/good
+    validate_every: Positive = 200  # steps
+    patience: Positive | None = 10  # validations without a better one before the run stops; null: never
+    save_seconds: Annotated[float, Field(ge=0)] = 60.0  # between two states for --resume
+    save_steps: Positive | None = None  # besides, every n-th step
 
     @model_validator(mode="after")
     def _one_bound(self) -> TrainConfig:

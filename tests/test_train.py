@@ -9,7 +9,8 @@ import torch
 from grd_edge.config import DataConfig, OptimizerConfig, config_from_mapping
 from grd_edge.data.dataset import dataset_from_folder
 from grd_edge.data.frames import Frame, FrameStore, batch_at, grid_from_config
-from grd_edge.train import checkpoint_from_dataset, learning_rate, untrained_checkpoint
+from grd_edge.train import checkpoint_from_dataset, untrained_checkpoint
+from grd_edge.training_state import learning_rate
 
 
 @pytest.fixture(scope="module")

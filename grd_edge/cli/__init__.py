@@ -23,6 +23,7 @@ from grd_edge.cli import (
     train,
     validate_config,
 )
+from grd_edge.cli.common import is_first_process
 from grd_edge.errors import GrdError, MissingExtraError
 
 app = typer.Typer(
@@ -67,5 +68,6 @@ def main() -> None:
 
 
 def _fail(error: GrdError) -> None:
-    print(f"grd-edge: {error}", file=sys.stderr)
+    if is_first_process():
+        print(f"grd-edge: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
