@@ -166,8 +166,9 @@ def recalibrated_bundle(
         )
     if method == "good_only" and (defective := [sample for sample in samples if sample.defective]):
         raise InputError(f"{defective[0].path} is defective and the fit takes good images only; use a labelled fit")
-    training = bundle.manifest["provenance"].get("training", {})
-    refuse_seen(samples, training.get("seen", ()), purpose="thresholds")
+    training = bundle.manifest["provenance"].get("training")
+    seen = training.get("seen", ()) if isinstance(training, dict) else ()  # provenance is free in content
+    refuse_seen(samples, seen, purpose="thresholds")
 
     with Inspector(path, decide=False) as inspector:
         products = _product_patches(inspector, bundle, samples, regions, on_progress)

@@ -173,7 +173,7 @@ def write_decision(path: Path, decision: dict[str, Any], *, of: Bundle | None = 
                 with contextlib.suppress(FileNotFoundError):  # the folder is gone, as is told below
                     os.replace(folder / DECISION, DECISION, dst_dir_fd=root)
         after = read_bundle(path)
-        if after.seal != bundle.seal or (of is not None and of.seal != bundle.seal):
+        if _moved(root, path) or (of is not None and of.seal != bundle.seal):
             raise InputError(f"{path} was replaced by another process while its thresholds were made; fit them again")
         return after
     finally:

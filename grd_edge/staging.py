@@ -36,15 +36,15 @@ def staging(target: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        _remove(folder)
+        _remove(folder, target)
         os.close(lock)
 
 
 def put_in_place(new: Path, target: Path, folder: Path) -> None:
     """Puts the folder `new` in the place of `target`, whose old content ends in the staging folder.
 
-    One step where the system can exchange two names. Else the old one steps aside first; a writer killed in between
-    leaves it in `folder`, from where the next writer puts it back.
+    One step where the system can exchange two names. Else the old one steps aside first, into `folder`; from there it
+    is put back when the second step fails, or by the next writer when this one is killed in between.
 
     Raises:
         OSError: the folder of `target` cannot be written, or other writers never pause.
@@ -56,7 +56,7 @@ def put_in_place(new: Path, target: Path, folder: Path) -> None:
                 return
             if _exchange(new, target):
                 return
-            os.rename(target, folder / f"{_OLD}{attempt}")
+            os.rename(target, folder / f"{_OLD}{attempt:02}")
         except OSError as error:
             # Another writer was quicker: `target` came or went since it was looked at.
             if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or attempt == _ATTEMPTS - 1:
@@ -115,18 +115,19 @@ def _clear_leftover(folder: Path, target: Path) -> None:
         lock = os.open(folder / _LOCK, os.O_WRONLY | os.O_NOFOLLOW)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            aside = sorted(folder.glob(f"{_OLD}*"))
-            if aside and not target.exists():
-                os.rename(aside[0], target)
-            _remove(folder)
+            _remove(folder, target)
         finally:
             os.close(lock)
 
 
-def _remove(folder: Path) -> None:
-    """Removes a staging folder, its lock last, so that half of one is still recognized."""
+def _remove(folder: Path, target: Path) -> None:
+    """Removes a staging folder, its lock last, so that half of one is still recognized; what stepped aside and was
+    not replaced goes back."""
     for _ in range(_ATTEMPTS):  # thresholds may still arrive in an old bundle
         with contextlib.suppress(OSError):
+            aside = sorted(folder.glob(f"{_OLD}[0-9][0-9]"))
+            if aside and not target.exists():
+                os.rename(aside[-1], target)
             for entry in folder.iterdir():
                 if entry.name != _LOCK:
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()

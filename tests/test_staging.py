@@ -161,6 +161,39 @@ def test_what_was_set_aside_by_a_killed_writer_is_put_back(tiny_bundle, without_
     assert [entry.name for entry in tiny_bundle.parent.iterdir()] == [tiny_bundle.name]
 
 
+def test_what_was_set_aside_is_put_back_when_the_second_step_fails(tiny_bundle, without_exchange, monkeypatch):
+    bundle, rename, calls = read_bundle(tiny_bundle), os.rename, []
+    manifest = {key: bundle.manifest[key] for key in bundle.manifest if key not in ("schema", "files", "seal")}
+
+    def full_at_the_second(*names, **options):
+        calls.append(names)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        rename(*names, **options)
+
+    monkeypatch.setattr(os, "rename", full_at_the_second)
+    with pytest.raises(InputError, match="No space left"):
+        write_bundle(tiny_bundle, {**manifest, "name": "new"}, bundle.files)
+    assert len(calls) == 3 and read_bundle(tiny_bundle) == bundle
+    assert [entry.name for entry in tiny_bundle.parent.iterdir()] == [tiny_bundle.name]
+
+
+def test_thresholds_of_a_bundle_that_is_rebuilt_alike_are_not_lost_silently(tiny_bundle, monkeypatch):
+    """The same bytes put in its place while thresholds are written: the caller is told, as they went with the old."""
+    bundle, replace = read_bundle(tiny_bundle), os.replace
+    manifest = {key: bundle.manifest[key] for key in bundle.manifest if key not in ("schema", "files", "seal")}
+
+    def rebuilt_before(*names, **options):
+        if "dst_dir_fd" in options:
+            write_bundle(tiny_bundle, manifest, bundle.files)
+        replace(*names, **options)
+
+    monkeypatch.setattr(os, "replace", rebuilt_before)
+    with pytest.raises(InputError, match="replaced by another process"):
+        write_decision(tiny_bundle, {"regions": [{"name": "r", "threshold": 0.5}], **DECISION})
+    assert read_bundle(tiny_bundle).decision is None and read_bundle(tiny_bundle).seal == bundle.seal
+
+
 def test_only_leftovers_that_are_ours_and_dead_are_removed(tmp_path):
     target = tmp_path / "part.grdb"
     strangers = [".part.grdb.short.tmp", ".part.grdb.abcdefgh.tmp.bak", ".other.grdb.abcdefgh.tmp", "part.grdb.tmp"]

@@ -63,7 +63,7 @@ enum {
     GRD_ERR_BUFFER = 17,       /* an output buffer is too small */
     /* 20..29 the bundle on disk */
     GRD_ERR_BUNDLE_MISSING = 20,   /* no bundle at that path */
-    GRD_ERR_BUNDLE_MALFORMED = 21, /* bundle.json, decision.json or the mask of interest is not what the schema asks for */
+    GRD_ERR_BUNDLE_MALFORMED = 21, /* bundle.json, decision.json or the mask is not what the schema asks for */
     GRD_ERR_BUNDLE_SCHEMA = 22,    /* written by a newer grd-edge */
     GRD_ERR_BUNDLE_HASH = 23,      /* a file or seal does not match its sha256 */
     GRD_ERR_BUNDLE_CONTENT = 24,   /* a file is missing, unlisted, linked, or badly named */
@@ -77,8 +77,8 @@ enum {
     GRD_ERR_ENGINE_MISMATCH = 35,  /* the engine was built for another device or version */
     GRD_ERR_DEVICE = 36,           /* no such device, or its driver refused */
     /* 40..49 the frame */
-    GRD_ERR_FRAME_SIZE = 40,       /* smaller than a patch after scaling, of another size than the mask of interest or the
-                                      areas, without a patch to inspect, or with fewer of them than k */
+    GRD_ERR_FRAME_SIZE = 40,       /* smaller than a patch after scaling, of another size than the mask or the areas,
+                                      without a patch to inspect, or with fewer of them than k */
     GRD_ERR_FRAME_CHANNELS = 41,   /* channels the bundle cannot take */
     /* 50..59 the system */
     GRD_ERR_MEMORY = 50,
@@ -291,8 +291,8 @@ typedef struct grd_result {
     /* set by the caller before the call: */
     grd_patch_result *patches; /* NULL = not wanted */
     int64_t patch_capacity;    /* elements; fewer than patch_count is GRD_ERR_BUFFER, the grid's count always fits */
-    const grd_view *heatmap;   /* 1,1,scaled_h,scaled_w FLOAT32, overlaps averaged, 0 where nothing was inspected or is
-                                  of interest; NULL = not wanted */
+    const grd_view *heatmap;   /* 1,1,scaled_h,scaled_w FLOAT32, overlaps averaged; 0 where nothing was inspected or
+                                  nothing is of interest; NULL = not wanted */
     const grd_view *x_hat;     /* N,C,patch_h,patch_w FLOAT32 dense, reconstructions of the inspected patches in the
                                   first patch_count of N; NULL = not wanted */
     const grd_view *roi;       /* 1,1,H,W UINT8 of the frame's own size, any strides, nonzero = of interest: in place of
@@ -313,8 +313,9 @@ GRD_API grd_status grd_inspector_grid(const grd_inspector *inspector, int64_t fr
 /* Frame in, decision out. frame as in grd_cut_frame. Only patches with a pixel of interest and in a region are cut,
  * inferred and scored; pixels outside the mask are 0 in patch and reconstruction when they are scored, and phi is the
  * mean over the windows that hold a pixel of interest (docs/method.md, sections 6 and 7). Memory is allocated only when
- * a frame needs more of it than every frame before. The first frame of a new patch count may take longer: engines are prepared for the
- * batch sizes they meet. Inspect one frame before the line starts. Errors: 10..17, 33, 34, 40, 41, 50. */
+ * a frame needs more of it than every frame before. The first frame of a new patch count may take longer: engines are
+ * prepared for the batch sizes they meet. Inspect one frame before the line starts.
+ * Errors: 10..17, 33, 34, 40, 41, 50. */
 GRD_API grd_status grd_inspector_inspect(grd_inspector *inspector, const grd_view *frame, grd_result *result);
 
 /* ---------------------------------------------------- backends (advanced) */

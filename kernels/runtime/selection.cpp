@@ -23,7 +23,8 @@ int32_t region_of(const std::vector<Region> &regions, const grd_cut_params &cut,
                   int64_t frame_w, int32_t y, int32_t x) {
     if (regions.empty()) return 0;
     /* Centers and areas in px of the frame, times 2 scaled_h and 2 scaled_w. */
-    const int64_t center_y = (2 * int64_t{y} + cut.patch_h) * frame_h, center_x = (2 * int64_t{x} + cut.patch_w) * frame_w;
+    const int64_t center_y = (2 * int64_t{y} + cut.patch_h) * frame_h;
+    const int64_t center_x = (2 * int64_t{x} + cut.patch_w) * frame_w;
     for (size_t i = 0; i < regions.size(); ++i) {
         const std::vector<Area> &areas = regions[i].areas;
         if (areas.empty()) return static_cast<int32_t>(i);
@@ -55,9 +56,10 @@ void Selection::choose(const grd_cut_params &cut, const grd_grid &grid, int64_t 
         patches_.push_back(patch);
     }
     if (patches_.empty())
-        fail(GRD_ERR_FRAME_SIZE, text("the frame of %lldx%lld px has no patch to inspect, as its %d patches lie outside "
-                                      "the mask of interest or the regions; correct them",
-                                      static_cast<long long>(frame_h), static_cast<long long>(frame_w), grid.count));
+        fail(GRD_ERR_FRAME_SIZE,
+             text("the frame of %lldx%lld px has no patch to inspect, as its %d patches lie outside the mask of "
+                  "interest or the regions; correct them",
+                  static_cast<long long>(frame_h), static_cast<long long>(frame_w), grid.count));
 }
 
 void Selection::scale(const Mask &mask) {

@@ -115,6 +115,7 @@ def test_recalibrate_changes_thresholds_and_nothing_else(trained, parts, tmp_pat
     assert "not certified" in done.stderr and "99" in done.stderr
 
 
+@pytest.mark.slow
 def test_recalibrate_takes_labels_and_regions(trained, parts, tmp_path):
     bundle = shutil.copytree(trained / "p.grdb", tmp_path / "p.grdb")
     fit = json.loads(run("recalibrate", bundle, "--labelled", parts / "test", "--json").stdout)
@@ -143,6 +144,7 @@ def test_recalibrate_takes_labels_and_regions(trained, parts, tmp_path):
     assert (bundle / "decision.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_build_seals_the_mask_and_takes_the_regions_of_a_dataset(trained, parts, tmp_path):
     from grd_edge.regions import pgm_from_mask
 

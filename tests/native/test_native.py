@@ -106,6 +106,23 @@ def test_the_example_inspects_a_frame(native_build, tiny_bundle, tmp_path, color
     assert done.stdout.count("phi_local") >= len(expected.phi)
 
 
+def test_the_example_names_regions(native_build, tiny_bundle, tmp_path):
+    from grd_edge.bundle import write_decision
+
+    regions = [
+        {"name": "left", "threshold": 0.5, "areas": [[0, 0, 50, 20]]},
+        {"name": "right", "threshold": 2.25, "areas": [[0, 20, 50, 40]]},
+    ]
+    write_decision(tiny_bundle, {"frame_px": [50, 60], "regions": regions, "k": 1, "run_agreement": 0.7, "fit": {}})
+    frame = np.random.default_rng(0).integers(0, 256, (50, 60), np.uint8)
+    (tmp_path / "frame.pgm").write_bytes(b"P5\n60 50\n255\n" + frame.tobytes())
+    command = [str(next(native_build.rglob("inspect_frame"))), str(tiny_bundle), str(tmp_path / "frame.pgm")]
+    done = subprocess.run([*command, _native.openvino_dir()], capture_output=True, text=True)
+    assert done.returncode in (0, 3), done.stderr
+    assert " in left, threshold=0.5\n" in done.stdout and " in right, threshold=2.25\n" in done.stdout
+    assert re.search(r"threshold=0\n$", done.stdout)
+
+
 def test_the_example_says_what_is_wrong(native_build, tmp_path):
     example = next(native_build.rglob("inspect_frame"))
     for arguments in ([], [str(tmp_path / "no.grdb"), str(tmp_path / "no.pgm")]):
