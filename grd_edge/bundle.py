@@ -6,12 +6,10 @@ Source of the format and the rules: docs/bundle.md. The same rules are implement
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
+import math
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +30,16 @@ from grd_edge.errors import BundleError, InputError
 from grd_edge.files import sha256_hex, write_atomically, write_error
 from grd_edge.patches import PatchGrid
 from grd_edge.regions import WHOLE_FRAME, Regions, mask_from_pgm
+from grd_edge.staging import put_in_place, staging
 
 MODEL = "models/fp32.onnx"
+ROI = "roi.pgm"
 MAX_JSON_BYTES = 1 << 20
 UNSEALED = "0" * 64
 
+_ATTEMPTS = 20
+_MAX_LEVELS = 16
+_BUILD = "build one with: grd-edge build bundle"
 _REBUILD = "copy the bundle again or rebuild it with: grd-edge build bundle"
 
 
@@ -120,52 +123,61 @@ def write_bundle(
         raise InputError(f"{path} exists and is not a bundle; choose another name or remove it")
     listed = {name: {"sha256": sha256_hex(data), "bytes": len(data)} for name, data in sorted(files.items())}
     seal_me = {"schema": SCHEMA, **manifest, "files": listed}
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", suffix=".grdb", dir=path.parent))
-        os.chmod(temporary, 0o755)
+    with _written_to(path), staging(path) as folder:
+        new = folder / path.name
+        new.mkdir()
         for name, data in {MANIFEST: sealed(seal_me), **files}.items():
-            write_atomically(temporary / name, data)
-        read_bundle(temporary)
+            write_atomically(new / name, data)
+        read_bundle(new)
         if check:
-            check(temporary)
-        _replace_folder(temporary, path)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            check(new)
+        put_in_place(new, path, folder)
     return read_bundle(path)
 
 
-def write_decision(path: Path, decision: dict[str, Any]) -> Bundle:
+@contextlib.contextmanager
+def _written_to(path: Path):
+    """Failures to write are told of the bundle, not of the folder that it is made in."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(path, error) from error
+    except InputError as error:
+        if isinstance(error.__cause__, OSError):
+            raise write_error(path, error.__cause__) from error
+        raise
+
+
+def write_decision(path: Path, decision: dict[str, Any], *, of: Bundle | None = None) -> Bundle:
     """Replaces the thresholds of the bundle at `path`, atomically, without touching anything else.
 
     Args:
         decision: what docs/bundle.md lists for decision.json, without `schema`, `bundle` and `seal`.
+        of: the bundle that the thresholds were fitted on; None: whatever lies at `path`.
+
+    Raises:
+        BundleError: there is no bundle at `path`, or the decision breaks a rule of the format.
+        InputError: it cannot be written, or another process has replaced the bundle meanwhile.
     """
-    bundle = read_bundle(path)
-    data = sealed({"schema": SCHEMA, "bundle": bundle.seal, **decision})
-    check_decision(_unsealed(data, DECISION), bundle.seal)
-    write_atomically(Path(path) / DECISION, data)
-    return read_bundle(path)
-
-
-def _replace_folder(new: Path, path: Path) -> None:
-    """Puts `new` in the place of `path` in one step where the system can exchange two names, else in two."""
-    if not path.exists():
-        os.rename(new, path)
-        return
-    at_fdcwd, rename_exchange = -100, 2
-    with contextlib.suppress(OSError, AttributeError):
-        exchange = ctypes.CDLL(None, use_errno=True).renameat2
-        if exchange(at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(path), rename_exchange) == 0:
-            return  # `new` now names the old bundle, which the caller removes
-    old = Path(tempfile.mkdtemp(prefix=f".{path.stem}.old.", dir=path.parent))
-    os.rename(path, old / path.name)
-    os.rename(new, path)
-    shutil.rmtree(old, ignore_errors=True)
+    path = Path(path)
+    root = _opened(path)
+    try:
+        bundle = _read_folder(root, path)
+        data = sealed({"schema": SCHEMA, "bundle": bundle.seal, **decision})
+        with _sentence(f"{path}: {DECISION}"):
+            check_decision(_unsealed(data, DECISION), bundle.seal)
+        if of is None or of.seal == bundle.seal:
+            # Into the folder that was read, wherever it is by now: thresholds never meet another model.
+            with _written_to(path), staging(Path(os.path.realpath(path))) as folder:
+                write_atomically(folder / DECISION, data)
+                with contextlib.suppress(FileNotFoundError):  # the folder is gone, as is told below
+                    os.replace(folder / DECISION, DECISION, dst_dir_fd=root)
+        after = read_bundle(path)
+        if after.seal != bundle.seal or (of is not None and of.seal != bundle.seal):
+            raise InputError(f"{path} was replaced by another process while its thresholds were made; fit them again")
+        return after
+    finally:
+        os.close(root)
 
 
 # ----------------------------------------------------------------------------------------------- reading
@@ -178,35 +190,65 @@ def read_bundle(path: Path) -> Bundle:
         BundleError: one sentence with the rule that is broken and the way out.
     """
     path = Path(path)
-    if not path.is_dir() or not (path / MANIFEST).exists():
-        raise BundleError(f"there is no bundle at {path}; build one with: grd-edge build bundle")
-    root = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(_ATTEMPTS):
+        root = _opened(path)
+        try:
+            return _read_folder(root, path)
+        except BundleError:
+            # A writer may have put another bundle here and removed this one while it was read.
+            if not _moved(root, path):
+                raise
+        finally:
+            os.close(root)
+    raise BundleError(f"{path} is replaced again and again while it is read; let its writers finish")
+
+
+def _opened(path: Path) -> int:
+    """Descriptor of a bundle's folder."""
     try:
-        manifest = _unsealed(_read(root, MANIFEST, path, MAX_JSON_BYTES), f"{path}: {MANIFEST}")
-        with _sentence(f"{path}: {MANIFEST}"):
-            check_manifest(manifest)
-        decision = None
-        names = _listing(root, path, manifest["files"])
-        if DECISION in names:
-            decision = _unsealed(_read(root, DECISION, path, MAX_JSON_BYTES), f"{path}: {DECISION}")
-            with _sentence(f"{path}: {DECISION}"):
-                check_decision(decision, manifest["seal"])
-        files = {}
-        for name, entry in manifest["files"].items():
-            data = _read(root, name, path, entry["bytes"], exact=True)
-            found = sha256_hex(data)
-            if found != entry["sha256"]:
-                raise BundleError(
-                    f"{path}: {name} has sha256 {found[:12]}…, expected {entry['sha256'][:12]}…: it was changed after "
-                    f"the bundle was written; {_REBUILD}"
-                )
-            files[name] = data
-        if "roi" in manifest:
-            with _sentence(f"{path}: {manifest['roi']}"):
-                mask_from_pgm(files[manifest["roi"]])
-        return Bundle(path, manifest, decision, files)
-    finally:
-        os.close(root)
+        root = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise BundleError(f"there is no bundle at {path} ({error.strerror}); {_BUILD}") from error
+    return root
+
+
+def _moved(root: int, path: Path) -> bool:
+    """Whether `path` names another folder than the one that was opened."""
+    try:
+        return not os.path.samestat(os.stat(path), os.fstat(root))
+    except OSError:
+        return False
+
+
+def _read_folder(root: int, path: Path) -> Bundle:
+    """The bundle in an open folder; `path` is for messages."""
+    try:
+        os.stat(MANIFEST, dir_fd=root, follow_symlinks=False)
+    except OSError as error:
+        raise BundleError(f"there is no bundle at {path}, it holds no {MANIFEST}; {_BUILD}") from error
+    manifest = _unsealed(_read(root, MANIFEST, path, MAX_JSON_BYTES), f"{path}: {MANIFEST}")
+    with _sentence(f"{path}: {MANIFEST}"):
+        check_manifest(manifest)
+    decision = None
+    names = _listing(root, path, manifest["files"])
+    if DECISION in names:
+        decision = _unsealed(_read(root, DECISION, path, MAX_JSON_BYTES), f"{path}: {DECISION}")
+        with _sentence(f"{path}: {DECISION}"):
+            check_decision(decision, manifest["seal"])
+    files = {}
+    for name, entry in manifest["files"].items():
+        data = _read(root, name, path, entry["bytes"], exact=True)
+        found = sha256_hex(data)
+        if found != entry["sha256"]:
+            raise BundleError(
+                f"{path}: {name} has sha256 {found[:12]}…, expected {entry['sha256'][:12]}…: it was changed after "
+                f"the bundle was written; {_REBUILD}"
+            )
+        files[name] = data
+    if "roi" in manifest:
+        with _sentence(f"{path}: {manifest['roi']}"):
+            mask_from_pgm(files[manifest["roi"]])
+    return Bundle(path, manifest, decision, files)
 
 
 @contextlib.contextmanager
@@ -258,11 +300,25 @@ def _unsealed(data: bytes, where: str) -> dict[str, Any]:
             raise ValueError("a key occurs twice")
         return mapping
 
-    def refuse(constant: str) -> None:
-        raise ValueError(f"the constant {constant} is not JSON")
+    def number(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise ValueError(f"the number {text[:40]} is none that a float64 holds")
+        return value
+
+    def integer(text: str) -> int:
+        number(text)
+        return int(text)
 
     try:
-        mapping = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        # `parse_constant` is called for NaN and the infinities, which are not JSON.
+        mapping = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_float=number,
+            parse_int=integer,
+            parse_constant=number,
+        )
+        _check_json(mapping)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{where} is not valid JSON ({error}); {_REBUILD}") from error
     if not isinstance(mapping, dict):
@@ -276,6 +332,19 @@ def _unsealed(data: bytes, where: str) -> dict[str, Any]:
     if sha256_hex(data.replace(seal.encode(), UNSEALED.encode())) != seal:
         raise BundleError(f"{where} does not match its seal: it was changed after it was written; {_REBUILD}")
     return mapping
+
+
+def _check_json(value: Any, levels: int = _MAX_LEVELS) -> None:
+    """Raises ValueError for what Python's parser lets pass: deep nesting, and halves of surrogate pairs in texts."""
+    if isinstance(value, str):
+        value.encode("utf-8")
+    elif isinstance(value, (dict, list)):
+        if levels == 0:
+            raise ValueError(f"nests deeper than {_MAX_LEVELS} levels")
+        for part in value:
+            _check_json(part, levels - 1)
+        for part in value.values() if isinstance(value, dict) else ():
+            _check_json(part, levels - 1)
 
 
 def _listing(root: int, path: Path, files: dict[str, Any]) -> set[str]:

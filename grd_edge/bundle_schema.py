@@ -6,7 +6,6 @@ implemented in kernels/runtime/bundle_json.cpp.
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
@@ -80,8 +79,11 @@ _REGION = {
 
 
 def _float32(value: object) -> bool:
-    number = type(value) in (int, float)
-    return number and abs(value) < 3e38 and math.isfinite(value) and float(np.float32(value)) == value
+    """Whether a number is one that FP32 represents exactly; integers count as the float64 they are nearest to."""
+    if type(value) not in (int, float):
+        return False
+    number = float(value)
+    return abs(number) <= float(np.finfo(np.float32).max) and float(np.float32(number)) == number
 
 
 def _check_keys(value: object, rules: dict[str, Any], where: str, *, optional: tuple[str, ...] = ()) -> None:

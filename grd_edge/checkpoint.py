@@ -1,22 +1,37 @@
-"""Checkpoints: one safetensors file with weights, configuration and provenance. Never pickle."""
+"""Checkpoints and training states: one safetensors file each, with what describes it. Never pickle."""
 
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from grd_edge.config import Config, config_from_mapping
 from grd_edge.errors import CheckpointError, ConfigError
-from grd_edge.files import write_atomically
+from grd_edge.files import atomic_stream
 from grd_edge.models.generator import Reconstructor
 
 SCHEMA = 1
+DTYPES = {  # as safetensors names them
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def first_keys(keys: list[str]) -> str:
+    """The first three of `keys` and their count, for a message."""
+    return f"{', '.join(keys[:3])}{' …' if len(keys) > 3 else ''} ({len(keys)})"
 
 
 @dataclass(frozen=True)
@@ -41,8 +56,8 @@ class Checkpoint:
         for what, keys in (("lacks", missing), ("has foreign", foreign), ("has wrongly shaped", wrong)):
             if keys:
                 raise CheckpointError(
-                    f"the checkpoint {what} weights: {', '.join(keys[:3])}{' …' if len(keys) > 3 else ''} "
-                    f"({len(keys)}); it belongs to another profile than {self.config.profile!r}"
+                    f"the checkpoint {what} weights: {first_keys(keys)}; "
+                    f"it belongs to another profile than {self.config.profile!r}"
                 )
         net.load_state_dict(self.weights)
         return net.eval()
@@ -50,13 +65,29 @@ class Checkpoint:
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Writes `path` atomically."""
-    metadata = {
-        "grd_edge_schema": str(SCHEMA),
-        "config": json.dumps(checkpoint.config.to_json()),
-        "provenance": json.dumps(checkpoint.provenance),
-    }
-    tensors = {key: value.detach().cpu().contiguous() for key, value in checkpoint.weights.items()}
-    write_atomically(path, save(tensors, metadata))
+    metadata = {"config": json.dumps(checkpoint.config.to_json()), "provenance": json.dumps(checkpoint.provenance)}
+    _write(path, checkpoint.weights, metadata)
+
+
+def write_training_state(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+    """Writes `path` atomically; `about` is plain data that comes back as it is."""
+    _write(path, tensors, {"training_state": json.dumps(about)})
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Streams the tensors one by one: `safetensors.torch.save` holds all of them twice more, 8 GB of a large state."""
+    header: dict[str, Any] = {"__metadata__": {"grd_edge_schema": str(SCHEMA), **metadata}}
+    tensors = dict(sorted(tensors.items()))  # the same content gives the same bytes
+    end = 0
+    for key, value in tensors.items():
+        start, end = end, end + value.numel() * value.element_size()
+        header[key] = {"dtype": DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with atomic_stream(path) as stream:
+        stream.write(struct.pack("<Q", len(head)) + head)
+        for value in tensors.values():
+            stream.write(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -68,6 +99,33 @@ def read_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; train one with: grd-edge train")
+    metadata, weights = _read(path)
+    if "training_state" in metadata:
+        raise CheckpointError(
+            f"{path} is the state of a training run, not its result; "
+            "finish the run with --resume, or give best.safetensors beside it"
+        )
+    try:
+        config = config_from_mapping(json.loads(metadata["config"]))
+        return Checkpoint(config, weights, json.loads(metadata["provenance"]))
+    except (ValueError, KeyError, ConfigError) as error:
+        raise CheckpointError(f"{path} has damaged metadata ({error}); train again") from error
+
+
+def read_training_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and `about` of `write_training_state`.
+
+    Raises:
+        CheckpointError: not safetensors, or not a training state of ours.
+    """
+    metadata, tensors = _read(Path(path))
+    try:
+        return tensors, json.loads(metadata["training_state"])
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is not the state of a training run ({error}); start again") from error
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     try:
         with safe_open(path, framework="pt") as stream:
             metadata = stream.metadata() or {}
@@ -75,15 +133,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is not a safetensors checkpoint ({error}); pickled files are refused, "
-            "train again or convert the weights to safetensors"
+            "train again, or for a checkpoint of the method's authors: grd-edge import grdnet"
         ) from error
     if "grd_edge_schema" not in metadata:
         raise CheckpointError(f"{path} is a safetensors file of another program; expected one of grd-edge train")
     try:
         schema = int(metadata["grd_edge_schema"])
-        if schema > SCHEMA:
-            raise CheckpointError(f"{path} has schema {schema}, newer than {SCHEMA}; update grd-edge")
-        config = config_from_mapping(json.loads(metadata["config"]))
-        return Checkpoint(config, weights, json.loads(metadata["provenance"]))
-    except (ValueError, KeyError, ConfigError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} has damaged metadata ({error}); train again") from error
+    if schema > SCHEMA:
+        raise CheckpointError(f"{path} has schema {schema}, newer than {SCHEMA}; update grd-edge")
+    return metadata, weights

@@ -36,6 +36,7 @@ class ModelConfig(Section):
     base: Positive = 16
     stages: tuple[Positive, ...] = (2, 2, 2, 2)
     resample: Literal["first", "last"] = "first"
+    decoder_resample: Literal["first", "last"] | None = None  # null: as the encoder
     bottleneck: Literal["dense", "conv"] = "dense"
     latent: Positive = 64
     upsampling: Literal["transposed", "resize_conv", "pixel_shuffle"] = "transposed"
@@ -61,6 +62,14 @@ class GeometryConfig(Section):
     stride_y: Positive | None = None
     stride_x: Positive | None = None
     padding: Literal["error", "reflect"] = "error"
+
+
+class DataConfig(Section):
+    """How images reach the training: decoded ones are kept up to `cache_mb`; threads prepare batches ahead."""
+
+    cache_mb: Annotated[int, Field(ge=0)] = 1024
+    workers: Annotated[int, Field(ge=0, le=256)] = 2  # threads; 0: batches are made where they are asked for
+    prefetch: Positive = 4  # batches kept ready
 
 
 class AugmentationConfig(Section):
@@ -114,7 +123,10 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
-    """How long and how. Exactly one of `seconds` and `steps` bounds the run."""
+    """How long and how. Exactly one of `seconds` and `steps` bounds the run.
+
+    `batch` is that of all processes together; `validate_every` and `patience` act where there is a validation split.
+    """
 
     batch: Positive = 16
     seconds: Annotated[float, Field(gt=0)] | None = 240.0
@@ -122,7 +134,16 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     auxiliary_every: Positive = 1  # L_adv, L_enc and L_disc every n-th step, n-fold
-    cache_mb: Annotated[int, Field(ge=0)] = 1024
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Positive = 1  # processes on this machine
+    num_nodes: Positive = 1  # machines
+    recompute: bool = False  # activations once more in the backward pass: a third slower, a fifth of the memory
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # of the weights that ship; null: the last ones
+    validation: bool = False  # split 10 % off the training images where there is no folder validation/good
+    validate_every: Positive = 200  # steps
+    patience: Positive | None = 10  # validations without a better one before the run stops; null: never
+    save_seconds: Annotated[float, Field(ge=0)] = 60.0  # between two states for --resume
+    save_steps: Positive | None = None  # besides, every n-th step
 
     @model_validator(mode="after")
     def _one_bound(self) -> TrainConfig:
@@ -151,6 +172,7 @@ class Config(Section):
     profile: str = DEFAULT_PROFILE
     model: ModelConfig = ModelConfig()
     geometry: GeometryConfig = GeometryConfig()
+    data: DataConfig = DataConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     perturbation: PerturbationConfig = PerturbationConfig()
     loss: LossConfig = LossConfig()
@@ -179,7 +201,7 @@ def load_config(*, profile: str | None = None, path: Path | None = None, overrid
     Raises:
         ConfigError: unreadable file, unknown profile or key (the nearest is named), value out of range.
     """
-    user = _read_yaml(path) if path else {}
+    user = read_yaml(path) if path else {}
     name = profile or user.get("profile") or DEFAULT_PROFILE
     if not isinstance(name, str) or name not in profile_names():
         raise ConfigError(f"there is no profile {name!r}{_nearest(str(name), profile_names())}")
@@ -238,7 +260,12 @@ def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping a YAML file holds; empty for an empty file.
+
+    Raises:
+        ConfigError: unreadable, not YAML, or not a mapping.
+    """
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -159,8 +159,7 @@ def run_decision(product_decisions: Sequence[bool] | np.ndarray, agreement: floa
         raise InputError("a run has no acquisitions; give at least one decision")
     if decisions.dtype != np.bool_:
         raise InputError(f"the decisions of a run are {decisions.dtype}; expected bool, True = defective")
-    if not 0.5 < agreement <= 1:
-        raise InputError(f"agreement is {agreement!r}; expected a share in (0.5, 1], such as 0.7")
+    checked_agreement(agreement)
     n, defective = decisions.size, int(np.count_nonzero(decisions))
     # A quotient of integers and a literal such as 0.7 are both rounded once, so 7 / 10 >= 0.7 holds;
     # 0.7 * n would be rounded twice.
@@ -182,6 +181,17 @@ def checked_k(k: int) -> int:
     if value < 1:
         raise InputError(f"k is {k!r}; expected an integer >= 1, the number of patches that make a product defective")
     return value
+
+
+def checked_agreement(agreement: float) -> float:
+    """`agreement` itself.
+
+    Raises:
+        InputError: outside (0.5, 1].
+    """
+    if not 0.5 < agreement <= 1:
+        raise InputError(f"agreement is {agreement!r}; expected a share in (0.5, 1], such as 0.7")
+    return agreement
 
 
 def _as_scores(scores: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ GrdError
 ├── CheckpointError       a checkpoint that cannot be used           exit code 1
 ├── BundleError           a bundle that cannot be used               exit code 1
 ├── EngineError           an engine that cannot be built or run      exit code 1
+├── StoppedError          a run that was asked to stop               exit code 1
 ├── MissingExtraError     a package of an extra is not installed     exit code 1
 └── CheckFailedError      a numeric check or a gate failed           exit code 3
 """
@@ -39,6 +40,10 @@ class BundleError(GrdError):
 
 class EngineError(GrdError):
     """An engine that cannot be built or run."""
+
+
+class StoppedError(GrdError):
+    """A run that was asked to stop, by Ctrl-C or a signal; what it had done is saved."""
 
 
 class MissingExtraError(GrdError):

@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from grd_edge.errors import InputError
 
@@ -23,8 +25,11 @@ def write_error(path: Path, error: OSError) -> InputError:
     )
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes beside `path`, flushes to the disk, then renames; on failure the old file stays and no new one is left.
+@contextlib.contextmanager
+def atomic_stream(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose content becomes `path` when the block ends: written beside it, flushed to the disk, renamed.
+
+    When the block raises or the disk is full, the old file stays and no new one is left.
 
     Raises:
         InputError: the folder cannot be written or the disk is full.
@@ -35,7 +40,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         umask = os.umask(0)
@@ -48,3 +53,13 @@ def write_atomically(path: Path, data: bytes) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes `data` through `atomic_stream`.
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full.
+    """
+    with atomic_stream(path) as stream:
+        stream.write(data)

@@ -1,32 +1,40 @@
-"""Training of the generator on good images: the loop on Lightning Fabric.
+"""Training of the generator on good images: the loop, with what makes a run survive.
 
-Source: docs/method.md, sections 3 and 4.
+Source: docs/method.md, sections 3 and 4; docs/design/foundation.md for the run folder.
 """
 
 from __future__ import annotations
 
-import copy
-import math
+import contextlib
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from grd_edge.checkpoint import Checkpoint
-from grd_edge.config import Config, OptimizerConfig
-from grd_edge.data.dataset import Dataset
-from grd_edge.data.frames import FrameStore, batch_at, grid_from_config
-from grd_edge.data.perturb import augment, perturb
-from grd_edge.losses import auxiliary_terms, discriminator_loss, reconstruction_terms, weighted_sum
-from grd_edge.models.discriminator import Discriminator
+from grd_edge.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from grd_edge.config import Config
+from grd_edge.data.check import check_dataset
+from grd_edge.data.dataset import Dataset, content_ids
+from grd_edge.data.frames import BatchLoader, FrameStore, grid_from_config
+from grd_edge.errors import CheckpointError, InputError, StoppedError
+from grd_edge.heap import keep_heap
 from grd_edge.models.generator import Generator
+from grd_edge.processes import fabric_from_config, on_first_process
+from grd_edge.run_folder import PREVIEWS, RunFolder, difference, run_folder_of
+from grd_edge.training_state import TrainingState, learning_rate
+from grd_edge.validation import Quality, Validator
 
 TIMED_STEPS = 8
 WARM_STEPS = 3
-WHITENING_PATCHES = 256
+SEEN_IMAGES = 10_000
+PREVIEW_PATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -38,203 +46,330 @@ class Progress:
     losses: dict[str, float]
 
 
-def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Cosine with warm restarts, counted in optimizer steps of this run, after a linear warm-up.
+@dataclass(frozen=True)
+class Watcher:
+    """What a front end is told: each step, and remarks in a sentence."""
 
-    The first cycle lasts `first_cycle * steps`; each next one is `cycle_mult` times as long.
-
-    Source: docs/method.md, section 4; Loshchilov and Hutter, arXiv 1608.03983.
-    """
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    at, cycle = float(step), max(1.0, config.first_cycle * steps)
-    while at >= cycle:
-        at, cycle = at - cycle, cycle * config.cycle_mult
-    floor = config.lr_floor
-    return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * at / cycle)))
+    training: Callable[[Progress], None] = lambda progress: None
+    note: Callable[[str], None] = lambda text: None
 
 
-def _fast_layout(module: torch.nn.Module, base: int) -> torch.nn.Module:
-    """`module` in channels_last, which oneDNN and cuDNN convolve fastest.
+@dataclass
+class _Course:
+    """Where a run stands besides its tensors. Everything in it is stored and comes back."""
 
-    Not for widths below 16: there the backward pass of a 1x1 convolution of stride 2 writes past its buffer
-    (torch 2.13 CPU, AVX-512; a heap corruption that a contiguous layout does not show).
-    """
-    return module.to(memory_format=torch.channels_last) if base % 16 == 0 else module
-
-
-def _parameter_groups(generator: Generator, bottleneck_lr: float) -> list[dict]:
-    """Adam's groups: the projection to the latent gets a share of the learning rate.
-
-    Adam moves every weight by about the learning rate, whatever its gradient; with 8192 inputs to a latent the
-    step in the latent is then two orders larger than in a convolution, and high rates blow it up.
-    """
-    slow = list(generator.reconstructor.latent_down.parameters())
-    ids = {id(parameter) for parameter in slow}
-    rest = [parameter for parameter in generator.parameters() if id(parameter) not in ids]
-    return [{"params": rest, "share": 1.0}, {"params": slow, "share": bottleneck_lr}]
+    steps: int  # planned, fixed once
+    step: int = 0  # done
+    seconds: float = 0.0
+    best: tuple[float, float] | None = None
+    best_step: int = 0
+    since_best: int = 0  # validations
+    finished: bool = False
+    losses: dict[str, float] | None = None
 
 
-class TrainingState:
-    """Networks and optimizers of a run; `advance(step)` is a pure function of the state, the seed and the step."""
+class _Run:
+    """One training from its first or resumed step to its checkpoint."""
 
-    def __init__(self, config: Config, store: FrameStore, fabric: Fabric) -> None:
-        self.config, self.store, self.fabric = config, store, fabric
-        self.grid = grid_from_config(config)
-        torch.manual_seed(config.train.seed)
-        generator = _fast_layout(Generator(config.model), config.model.base)
-        discriminator = _fast_layout(Discriminator(config.model), config.model.discriminator_base or config.model.base)
-        adam = {"lr": config.optimizer.lr, "betas": config.optimizer.betas, "fused": True}
-        groups = _parameter_groups(generator, config.optimizer.bottleneck_lr)
-        self.generator, self.generator_opt = fabric.setup(generator, torch.optim.Adam(groups, **adam))
-        self.discriminator, self.discriminator_opt = fabric.setup(
-            discriminator, torch.optim.Adam(discriminator.parameters(), **adam)
+    def __init__(self, dataset: Dataset, config: Config, fabric: Fabric, folder: RunFolder | None, watch: Watcher):
+        self.dataset, self.config, self.fabric, self.folder, self.watch = dataset, config, fabric, folder, watch
+        check_dataset(dataset, config)
+        self.state = TrainingState(config, fabric)
+        self.best_weights: dict[str, torch.Tensor] | None = None
+        validated = dataset.validation and fabric.is_global_zero
+        self.validator = Validator(dataset.validation, config) if validated else None
+        store = FrameStore(dataset.train, config)
+        world, rank = fabric.world_size, fabric.global_rank
+        self.loader = BatchLoader(
+            store,
+            grid_from_config(config),
+            seed=config.train.seed,
+            batch=config.train.batch // world,
+            rank=rank,
+            world=world,
         )
 
-    @torch.no_grad()
-    def whiten_bottleneck(self) -> None:
-        """Data-dependent start of a dense bottleneck: its latents become the principal components of what the random
-        encoder says of good patches, each with mean 0 and variance 1; the way up starts without a bias.
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common with its first part."""
+        return {
+            "config": self.config.to_json(),
+            "dataset": self.dataset.name,
+            "manifest_sha256": self.dataset.manifest_sha256(),
+            "train_images": len(self.dataset.train),
+            "world_size": self.fabric.world_size,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
 
-        With the usual start all latents are nearly the same for every image, the decoder learns one mean image, and
-        leaving that plateau takes most of a short run (docs/design/training-in-minutes.md).
-        Source: the idea of data-dependent initialization is that of arXiv 1511.06422 and 1602.07868.
+    def result(self) -> Checkpoint:
+        """Best weights where there is a validation split, else the last ones."""
+        course, config = self.course, self.config
+        provenance = self.identity()
+        del provenance["config"]
+        provenance |= {
+            "validation_images": len(self.dataset.validation),
+            "seen": content_ids((*self.dataset.train, *self.dataset.validation))[:SEEN_IMAGES],
+            "steps": course.step,
+            "planned_steps": course.steps,
+            "seconds": round(course.seconds, 1),
+            "losses": course.losses or {},
+            "precision": config.train.precision,
+            "ema_decay": config.train.ema_decay,
+        }
+        if course.best:
+            quality = Quality(*course.best)
+            provenance["validation"] = {
+                "step": course.best_step,
+                "auroc": quality.auroc,
+                "contextual": quality.contextual,
+            }
+        weights = self.best_weights if self.best_weights is not None else self.state.shipped()
+        return Checkpoint(config, {key: value.detach().clone() for key, value in weights.items()}, provenance)
+
+    # ------------------------------------------------------------ start, stop
+
+    def start(self) -> None:
+        """From the seed: whitened bottleneck, number of steps."""
+        began = time.perf_counter()
+        self.state.whiten_bottleneck(self.loader.at, len(self.dataset.train))
+        self.state.share()
+        train = self.config.train
+        steps = train.steps or self._steps_within(train.seconds)
+        self.course = _Course(self.fabric.broadcast(steps) if self.fabric.world_size > 1 else steps)
+        self.course.seconds = time.perf_counter() - began
+        self.save()
+
+    def resume(self, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+        self.state.load(tensors, about["scaler"])
+        for name in ("threads", "torch"):
+            if about[name] != self.identity()[name]:
+                self.watch.note(
+                    f"the run began with {name} {about[name]}, now {self.identity()[name]}: "
+                    "it goes on, but not bit for bit as it would have"
+                )
+        if about["course"]["best"]:
+            self.best_weights = self.folder.read_best().weights
+
+    def _steps_within(self, seconds: float) -> int:
+        """Steps that fit into `seconds`, from timing a few that are then undone, so that they leave no trace."""
+        state = self.state
+        before = {key: value.clone() for key, value in state.tensors().items()}
+        scaler = state.scaler()
+        times = []
+        for step in range(WARM_STEPS + TIMED_STEPS):
+            start = time.perf_counter()
+            state.advance(self.loader.at(step), step, 1_000_000)
+            times.append(time.perf_counter() - start)
+        state.load(before, scaler)
+        spent, per_step = sum(times), float(np.mean(times[WARM_STEPS:]))
+        return max(1, int((seconds - spent) / per_step))
+
+    def save(self) -> None:
+        """Writes the whole state where there is a run folder."""
+        if self.folder:
+            about = self.identity() | {"course": vars(self.course), "scaler": self.state.scaler()}
+            self.folder.write_last(self.state.tensors(), about)
+
+    # ------------------------------------------------------------------- loop
+
+    def go_on(self) -> None:
+        """Steps until the planned number is done, the validation ends the run, or someone asks to stop.
+
+        Raises:
+            StoppedError: someone asked; the state is saved before.
         """
-        net = self.generator.module.reconstructor
-        down, up = net.latent_down, net.latent_up
-        if not net.dense:
-            return
-        batches = -(-min(WHITENING_PATCHES, 4 * len(self.store)) // self.config.train.batch)
-        features = []
-        for step in range(batches):
-            x = self._batch(step)[0].contiguous(memory_format=torch.channels_last)
-            features.append(net.encoder(x).flatten(1).float())
-        for module in net.encoder.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.reset_running_stats()
-        centered = torch.cat(features)
-        mean = centered.mean(0)
-        centered -= mean
-        # The Gram matrix is small: patches by patches instead of features by features.
-        values, vectors = torch.linalg.eigh(centered.double() @ centered.double().T / len(centered))
-        latents = min(down[1].out_features, int((values > 1e-6 * values[-1]).sum()))
-        values, vectors = values[-latents:].flip(0), vectors[:, -latents:].flip(1)
-        # Row k maps centered features to component k divided by its deviation.
-        rows = (vectors / (values * len(centered) ** 0.5)).T.float() @ centered
-        down[1].weight[:latents] = rows
-        down[1].center.copy_(mean)
-        torch.nn.init.zeros_(down[1].bias)
-        torch.nn.init.zeros_(up[0].bias)
+        course, state, train = self.course, self.state, self.config.train
+        saved = began = time.perf_counter()
+        before = course.seconds
+        while not course.finished:
+            step = course.step
+            batch = self.loader.at(step)
+            parts = state.advance(batch, step, course.steps)
+            course.step, course.losses = step + 1, {name: float(value) for name, value in parts.items()}
+            course.seconds = before + time.perf_counter() - began
+            lr = learning_rate(step, course.steps, self.config.optimizer)
+            row = {"step": course.step, "seconds": course.seconds, "lr": lr, **course.losses}
+            row |= self._validated()
+            course.finished |= course.step == course.steps
+            if self.folder:
+                self.folder.log(row)
+                if course.step * PREVIEWS // course.steps > step * PREVIEWS // course.steps:
+                    self._preview(batch, step)
+            due = time.perf_counter() - saved >= train.save_seconds
+            if due or state.stop or course.finished or (train.save_steps and course.step % train.save_steps == 0):
+                self.save()
+                saved = time.perf_counter()
+            self.watch.training(Progress(course.step, course.steps, course.losses))
+            if state.stop and not course.finished:
+                raise StoppedError(f"stopped after step {course.step} of {course.steps}")
 
-    def advance(self, step: int, steps: int) -> dict[str, torch.Tensor]:
-        """One optimizer step of the generator, and of the discriminator when it is its turn; the losses by name."""
-        config, fabric = self.config, self.fabric
-        lr = learning_rate(step, steps, config.optimizer)
-        for optimizer in (self.generator_opt, self.discriminator_opt):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group.get("share", 1.0)
-        x, perturbed = self._batch(step)
+    def _validated(self) -> dict[str, float]:
+        """Validation, when it is due, and what follows from it on all processes; columns of the log."""
+        course, train = self.course, self.config.train
+        if not self.dataset.validation or (course.step % train.validate_every and course.step != course.steps):
+            return {}
+        row = {}
+        if self.validator:
+            quality = self.validator(self.state.reconstructor())
+            row = {"validation_auroc": quality.auroc, "validation_contextual": quality.contextual}
+            if course.best is None or quality > Quality(*course.best):
+                course.best, course.best_step = (quality.auroc, quality.minus_contextual), course.step
+                course.since_best = 0
+                self.best_weights = {key: value.cpu().clone() for key, value in self.state.shipped().items()}
+                if self.folder:
+                    self.folder.write_best(self.result())
+            else:
+                course.since_best += 1
+            course.finished = train.patience is not None and course.since_best >= train.patience
+        if self.fabric.world_size > 1:
+            course.finished = self.fabric.broadcast(course.finished)
+        return row
 
-        # Lazy regularization: the second encoder and the discriminator cost more than the reconstruction itself, and
-        # their terms change slowly, so every n-th step carries them n-fold. Source: arXiv 1912.04958, appendix B.
-        every = config.train.auxiliary_every
-        auxiliary = step % every == 0
-        out = self.generator(perturbed.x_noisy, second_encoder=auxiliary)
-        x_hat = out.x_hat.float()
-        terms = reconstruction_terms(x, perturbed, x_hat, config.loss)
-        total = weighted_sum(terms, config.loss)
-        if auxiliary:
-            features, logits = self.discriminator(x)
-            features_hat, logits_hat = self.discriminator(x_hat)
-            more = auxiliary_terms(out, features, features_hat)
-            total = total + weighted_sum(more, config.loss, scale=every)
-            terms |= more
-        # Both networks learn from one pass through the discriminator: each backward pass is confined to its own
-        # parameters, which saves the two further passes that a separate discriminator step would cost.
-        self.generator_opt.zero_grad(set_to_none=True)
-        fabric.backward(total, inputs=list(self.generator.parameters()), retain_graph=auxiliary)
-        if auxiliary:
-            terms["discriminator"] = discriminator_loss(logits, logits_hat)
-            self.discriminator_opt.zero_grad(set_to_none=True)
-            fabric.backward(terms["discriminator"], inputs=list(self.discriminator.parameters()))
-            self._step(self.discriminator, self.discriminator_opt)
-        self._step(self.generator, self.generator_opt)
-        return {"total": total.detach(), **{name: value.detach() for name, value in terms.items()}}
-
-    def _batch(self, step: int):
-        config = self.config
-        seed = config.train.seed
-        patches = batch_at(self.store, self.grid, seed=seed, step=step, batch=config.train.batch)
-        x = self.fabric.to_device(patches)
-        generator = torch.Generator(device=x.device)
-        generator.manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> 1))
-        with torch.no_grad():
-            x = augment(x, config.augmentation, generator)
-            return x, perturb(x, config.perturbation, generator)
-
-    def _step(self, module, optimizer) -> None:
-        self.fabric.clip_gradients(module, optimizer, max_norm=self.config.optimizer.grad_norm)
-        optimizer.step()
-
-    def snapshot(self) -> dict[str, object]:
-        parts = (self.generator, self.discriminator, self.generator_opt, self.discriminator_opt)
-        return {"parts": [copy.deepcopy(part.state_dict()) for part in parts]}
-
-    def restore(self, snapshot: dict[str, object]) -> None:
-        parts = (self.generator, self.discriminator, self.generator_opt, self.discriminator_opt)
-        for part, state in zip(parts, snapshot["parts"], strict=True):
-            part.load_state_dict(state)
+    @torch.no_grad()
+    def _preview(self, batch: torch.Tensor, step: int) -> None:
+        """Input, perturbed input, reconstruction and their distance, of a few patches of this step."""
+        x, perturbed = self.state.perturbed(batch, step)
+        x, noisy = x[:PREVIEW_PATCHES], perturbed.x_noisy[:PREVIEW_PATCHES]
+        x_hat = self.state.reconstructor()(noisy)
+        self.folder.preview(step + 1, [x, noisy, x_hat, (noisy - x_hat).abs()])
 
 
-def _steps_within(state: TrainingState, seconds: float) -> int:
-    """Steps that fit into `seconds`, from timing a few that are then undone, so that they leave no trace."""
-    before = state.snapshot()
-    times = []
-    for step in range(WARM_STEPS + TIMED_STEPS):
-        start = time.perf_counter()
-        state.advance(step, 1_000_000)
-        times.append(time.perf_counter() - start)
-    state.restore(before)
-    spent, per_step = sum(times), float(np.mean(times[WARM_STEPS:]))
-    return max(1, int((seconds - spent) / per_step))
+@contextlib.contextmanager
+def _asking(run: _Run) -> Iterator[None]:
+    """Ctrl-C and a polite kill end the run behind a whole step; a second one ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {}
+
+    def ask(number: int, frame: object) -> None:
+        run.state.wanted = True
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def checkpoint_from_dataset(
     dataset: Dataset, config: Config, *, on_progress: Callable[[Progress], None] | None = None
 ) -> Checkpoint:
-    """Trains the generator on the good images of `dataset.train`.
+    """Trains the generator on the good images of `dataset.train`, in this process and without a run folder.
 
     A time budget (`train.seconds`) becomes a step count once, before the first step; the count is stored with the
     result, so that the same count gives the same weights on the same machine with the same number of threads.
 
     Returns:
-        Checkpoint with the reconstructor's weights, float32.
+        Checkpoint with the reconstructor's weights, float32: the best ones on `dataset.validation` where there is
+        one, else the last ones; averaged with `train.ema_decay`.
     """
-    fabric = Fabric(accelerator="auto", devices=1, precision=config.train.precision)
-    fabric.launch()
-    state = TrainingState(config, FrameStore(dataset.train, config), fabric)
-    state.generator.train()
-    state.discriminator.train()
-    start = time.perf_counter()
-    state.whiten_bottleneck()
-    steps = config.train.steps or _steps_within(state, config.train.seconds)
-    losses: dict[str, float] = {}
-    for step in range(steps):
-        parts = state.advance(step, steps)
-        losses = {name: float(value) for name, value in parts.items()}
-        if on_progress:
-            on_progress(Progress(step + 1, steps, losses))
-    provenance = {
-        "dataset": dataset.name,
-        "manifest_sha256": dataset.manifest_sha256(),
-        "train_images": len(dataset.train),
-        "steps": steps,
-        "seconds": round(time.perf_counter() - start, 1),
-        "losses": losses,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-    return Checkpoint(config, state.generator.module.reconstructor.state_dict(), provenance)
+    with _run(dataset, config, fabric_from_config(config), None, Watcher(on_progress or Watcher.training)) as run:
+        run.start()
+        run.go_on()
+        return run.result()
+
+
+def train_run(
+    dataset: Dataset,
+    config: Config,
+    output: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    watch: Watcher = Watcher(),
+) -> Checkpoint | None:
+    """Trains into `output` with a run folder beside it, from which `resume` goes on bit for bit.
+
+    Returns:
+        The checkpoint that `output` holds now; None on every process but the first.
+
+    Raises:
+        InputError: a run is there and neither `resume` nor `overwrite` is given; another process is at it.
+        CheckpointError: the run belongs to other settings, images or number of processes.
+        StoppedError: Ctrl-C or SIGTERM; the state is saved.
+    """
+    output = Path(output)
+    fabric = fabric_from_config(config)
+    with contextlib.ExitStack() as stack:
+        folder = None
+
+        def opened() -> None:
+            nonlocal folder
+            folder = stack.enter_context(RunFolder(run_folder_of(output)))
+            if folder.last.exists() and not (resume or overwrite):
+                raise InputError(
+                    f"{folder.path} holds a run; go on with --resume, start anew with --overwrite, "
+                    "or choose another --output"
+                )
+            if not resume:
+                folder.clear()
+
+        on_first_process(fabric, opened)
+        run = stack.enter_context(_run(dataset, config, fabric, folder, watch))
+
+        def resumed() -> dict[str, Any] | None:
+            found = folder.read_last() if resume else None
+            if found is None:
+                if resume:
+                    watch.note(f"{folder.path} holds no state yet, so the training starts from its first step")
+                return None
+            tensors, about = found
+            if other := difference(about, run.identity()):
+                raise CheckpointError(
+                    f"{folder.path} cannot be resumed: {other}; give what it began with, or start anew with --overwrite"
+                )
+            run.resume(tensors, about)
+            return about["course"]
+
+        course = on_first_process(fabric, resumed)
+        if course:
+            run.course = _Course(**course)
+            run.state.share()
+        if folder and not (course and run.course.finished):
+            folder.start_log(config, run.course.step if course else 0)
+            if not folder.has_board:
+                watch.note("tensorboard is not installed, so log.csv is the only log; pip install 'grd-edge[logs]'")
+        if not course:
+            run.start()
+        if folder and course and run.course.finished:
+            watch.note(f"the run is complete: {run.course.step} of {run.course.steps} steps; nothing is trained")
+        try:
+            with _asking(run):
+                run.go_on()
+        except StoppedError as error:
+            raise StoppedError(f"{error}; {run_folder_of(output)} is saved, go on with --resume") from error
+        except RuntimeError as error:
+            if fabric.world_size == 1 or not any(name in str(error) for name in ("gloo", "NCCL")):
+                raise
+            raise StoppedError(
+                f"another process of this training ended ({str(error).splitlines()[0]}); go on with --resume"
+            ) from error
+        if not folder:
+            return None
+        checkpoint = run.result()
+        for path in (output,) if run.course.best else (folder.best, output):
+            if not _holds(path, checkpoint):
+                write_checkpoint(path, checkpoint)
+        return checkpoint
+
+
+def _holds(path: Path, checkpoint: Checkpoint) -> bool:
+    try:
+        return read_checkpoint(path).provenance == checkpoint.provenance
+    except CheckpointError:
+        return False
+
+
+@contextlib.contextmanager
+def _run(*arguments: Any) -> Iterator[_Run]:
+    run = _Run(*arguments)
+    with keep_heap(not run.config.train.recompute), run.loader:
+        yield run
 
 
 def untrained_checkpoint(config: Config) -> Checkpoint:

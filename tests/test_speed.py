@@ -60,3 +60,14 @@ def test_the_engine_beats_the_pytorch_path_frame_in_decision_out(tmp_path):
             {"engine": engine.inspect, "reference": reference.inspect}, rounds=40, inputs=frames, check=agree
         )
     assert speedup(timings["reference"], timings["engine"]) >= 2, timings
+
+
+@pytest.mark.slow
+def test_the_training_step_beats_the_straightforward_one():
+    """Base 32, 128 px, batch 16, every term in every step on both sides."""
+    from grd_edge.bench.train_baseline import race_training_steps
+
+    race = race_training_steps(rounds=3)
+    assert race["straightforward_min_ms"] >= 1.3 * race["own_min_ms"], race
+    assert race["straightforward_plain_heap_min_ms"] >= 1.3 * race["own_fresh_heap_min_ms"], race
+    assert race["perturbation_min_ms"] <= 0.05 * race["own_bare_min_ms"], race

@@ -10,7 +10,20 @@ import sys
 
 import typer
 
-from grd_edge.cli import build, calibrate, demo, doctor, eval, infer, inspect, recalibrate, train, validate_config
+from grd_edge.cli import (
+    build,
+    calibrate,
+    demo,
+    doctor,
+    eval,
+    import_,
+    infer,
+    inspect,
+    recalibrate,
+    train,
+    validate_config,
+)
+from grd_edge.cli.common import is_first_process
 from grd_edge.errors import GrdError, MissingExtraError
 
 app = typer.Typer(
@@ -26,6 +39,7 @@ app.command("validate-config")(validate_config.validate_config)
 app.command("train")(train.train)
 app.command("calibrate")(calibrate.calibrate)
 app.command("recalibrate")(recalibrate.recalibrate)
+app.add_typer(import_.app, name="import")
 app.add_typer(build.app, name="build")
 app.command("eval")(eval.eval_)
 app.command("infer")(infer.infer)
@@ -54,5 +68,6 @@ def main() -> None:
 
 
 def _fail(error: GrdError) -> None:
-    print(f"grd-edge: {error}", file=sys.stderr)
+    if is_first_process():
+        print(f"grd-edge: {error}", file=sys.stderr)
     sys.exit(error.exit_code)

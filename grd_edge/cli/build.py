@@ -54,25 +54,43 @@ def bundle(
     alpha: Annotated[float | None, typer.Option(help="False-reject rate; default: the checkpoint's.")] = None,
     json_: Json = False,
 ) -> None:
-    """Write a bundle for the cpu target; with --data, its thresholds too."""
-    from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle
+    """Write a bundle for the cpu target; with --data, its mask of interest, regions and thresholds too.
+
+    For a benchmark root CHECKPOINT and --output are the folders of <category>.safetensors and <category>.grdb.
+    """
+    from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle, roi_of_dataset
     from grd_edge.checkpoint import read_checkpoint
+    from grd_edge.data.check import check_dataset
 
     trained = read_checkpoint(checkpoint)
-    decision = trained.config.decision
-    # Everything that can be wrong with the data is found before anything is written.
-    samples = load_dataset(data, seed=trained.config.train.seed, need_test=False).calibration if data else ()
-    built = bundle_from_checkpoint(trained, output)
-    if samples:
+    if data is None:
+        built = bundle_from_checkpoint(trained, output)
+    else:
+        decision = trained.config.decision
+        dataset = load_dataset(data, seed=trained.config.train.seed, need_test=False)
+        check_dataset(dataset, trained.config)
         with progress() as bar:
-            built = recalibrated_bundle(
+            built = bundle_from_checkpoint(
+                trained,
                 output,
-                samples,
-                alpha=alpha or decision.alpha,
-                k=decision.k,
-                run_agreement=decision.run_agreement,
-                on_progress=ImageBar(bar, "calibrate", len(samples)),
+                roi=roi_of_dataset(dataset),
+                finish=lambda folder: recalibrated_bundle(
+                    folder,
+                    dataset.calibration,
+                    alpha=decision.alpha if alpha is None else alpha,
+                    k=decision.k,
+                    run_agreement=decision.run_agreement,
+                    regions=dataset.regions,
+                    on_progress=ImageBar(bar, "calibrate", len(dataset.calibration)),
+                ),
             )
     engines = [f"{engine['target']}-{engine['precision']}" for engine in built.manifest["engines"]]
-    result = {"bundle": str(output), "engines": engines, "threshold": built.threshold, "seal": built.seal}
+    thresholds = dict(zip(built.regions.names, built.thresholds, strict=True)) if built.decision else {}
+    result = {
+        "bundle": str(output),
+        "engines": engines,
+        "threshold": built.threshold,
+        "thresholds": thresholds,
+        "seal": built.seal,
+    }
     print_json(result) if json_ else print_rows("built", result)

@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -37,13 +38,21 @@ CheckpointPath = Annotated[
 ]
 
 
-def load_dataset(data: str, *, seed: int = 0, need_test: bool = True):
-    """The dataset that `--data` names."""
+def load_dataset(data: str, *, seed: int = 0, **needs: bool):
+    """The dataset that `--data` names; `needs` (need_train, need_validation, need_test) as of `dataset_from_folder`."""
     from grd_edge.data.dataset import dataset_from_elpv, dataset_from_folder
 
     if data == "elpv":
-        return dataset_from_elpv(seed=seed)
-    return dataset_from_folder(Path(data), seed=seed, need_test=need_test)
+        return dataset_from_elpv(seed=seed, need_validation=needs.get("need_validation", False))
+    return dataset_from_folder(Path(data), seed=seed, **needs)
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks to the user; known before anything is launched."""
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
+    if rank is not None:
+        return rank == "0"
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
 def plain(value: Any) -> Any:

@@ -15,6 +15,8 @@ from grd_edge.cli.common import (
     Settings,
     TrainingBar,
     each_category,
+    err,
+    is_first_process,
     load_dataset,
     print_json,
     print_rows,
@@ -33,20 +35,32 @@ def train(
     settings: Settings = None,
     train_seconds: Annotated[float | None, typer.Option(min=1, help="Time budget; instead of --steps.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps; instead of a time budget.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run was saved.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where there is a run.")] = False,
+    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
+    accelerator: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Processes on this machine.")] = None,
+    num_nodes: Annotated[int | None, typer.Option(min=1, help="Machines; each runs this command.")] = None,
     json_: Json = False,
 ) -> None:
     """Train the generator on good images; for a benchmark root one for each category, into the folder OUTPUT."""
-    from grd_edge.checkpoint import write_checkpoint
     from grd_edge.config import load_config
-    from grd_edge.train import checkpoint_from_dataset
+    from grd_edge.train import Watcher, train_run
 
+    if resume and overwrite:
+        raise typer.BadParameter("--resume goes on with a run and --overwrite drops it; give one of them")
     overrides = list(settings or ())
     if steps is not None or train_seconds is not None:
         overrides += [f"train.steps={steps or 'null'}", f"train.seconds={train_seconds or 'null'}"]
+    options = {"precision": precision, "accelerator": accelerator, "devices": devices, "num_nodes": num_nodes}
+    overrides += [f"train.{name}={value}" for name, value in options.items() if value is not None]
     config = load_config(profile=profile, path=config_file, overrides=overrides)
-    dataset = load_dataset(data, seed=config.train.seed, need_test=False)
-    with progress() as bar:
-        checkpoint = checkpoint_from_dataset(dataset, config, on_progress=TrainingBar(bar))
-    write_checkpoint(output, checkpoint)
-    result = {"checkpoint": str(output), **checkpoint.provenance}
+    dataset = load_dataset(data, seed=config.train.seed, need_test=False, need_validation=config.train.validation)
+    with progress(visible=is_first_process()) as bar:
+        watch = Watcher(TrainingBar(bar), lambda text: err.print(f"note: {text}", soft_wrap=True))
+        checkpoint = train_run(dataset, config, output, resume=resume, overwrite=overwrite, watch=watch)
+    if checkpoint is None:  # another process reports
+        return
+    provenance = {key: value for key, value in checkpoint.provenance.items() if key != "seen"}
+    result = {"checkpoint": str(output), **provenance}
     print_json(result) if json_ else print_rows("trained", result)

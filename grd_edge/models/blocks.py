@@ -5,9 +5,13 @@ Source: docs/method.md, section 2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 LEAKY_SLOPE = 0.2
 
@@ -107,7 +111,61 @@ def _resamples(index: int, count: int, position: str) -> bool:
     return index == (0 if position == "first" else count - 1)
 
 
-class Encoder(nn.Module):
+class _StatisticsHeld:
+    """BatchNorm normalizes by the batch as in training, but its running statistics stay: the first pass counted.
+
+    A context that may be entered again: each backward pass through a stage computes it once more.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.norms = [m for module in modules for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+
+    def __enter__(self) -> None:
+        self.before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum = 0.0  # not track_running_stats: the pass must save the same tensors as the first one
+
+    def __exit__(self, *_: object) -> None:
+        for norm, (momentum, batches) in zip(self.norms, self.before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)
+
+
+class Stages(nn.Module):
+    """What runs stage by stage. With `recompute`, training keeps the input of each stage only and computes the rest
+    once more in the backward pass.
+
+    Source: arXiv 1604.06174.
+    """
+
+    recompute = False
+
+    def run(self, stages: Sequence[Sequence[nn.Module]], x: torch.Tensor) -> torch.Tensor:
+        for modules in stages:
+
+            def forward(h: torch.Tensor, modules: Sequence[nn.Module] = modules) -> torch.Tensor:
+                for module in modules:
+                    h = module(h)
+                return h
+
+            if self.recompute and self.training and torch.is_grad_enabled():
+
+                def contexts(modules: Sequence[nn.Module] = modules):
+                    return nullcontext(), _StatisticsHeld(modules)
+
+                x = checkpoint(forward, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+            else:
+                x = forward(x)
+        return x
+
+
+def _grouped(blocks: nn.Sequential, counts: Sequence[int]) -> list[list[nn.Module]]:
+    """The blocks of each stage."""
+    rest = iter(blocks)
+    return [[next(rest) for _ in range(count)] for count in counts]
+
+
+class Encoder(Stages):
     """Stem and residual stages; stage i has width base * 2**i and halves the size once.
 
     Shapes: (N, in_channels, H, W) -> (N, base * 2**(S-1), H / 2**S, W / 2**S), S stages.
@@ -125,12 +183,14 @@ class Encoder(nn.Module):
                 channels = width
         self.blocks = nn.Sequential(*blocks)
         self.out_channels = channels
+        self.counts = tuple(stages)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.blocks(self.stem(x))
+        first, *rest = _grouped(self.blocks, self.counts)
+        return self.run([[self.stem, *first], *rest], x)
 
 
-class Decoder(nn.Module):
+class Decoder(Stages):
     """Mirror of the encoder: in each stage one block is an upsampling; a 3x3 convolution and a sigmoid end it."""
 
     def __init__(self, out_channels: int, base: int, stages: tuple[int, ...], resample: str, upsampling: str) -> None:
@@ -145,6 +205,8 @@ class Decoder(nn.Module):
                 channels = width
         self.blocks = nn.Sequential(*blocks)
         self.out = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.counts = tuple(reversed(stages))
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
-        return F.sigmoid(self.out(self.blocks(h)))
+        *before, last = _grouped(self.blocks, self.counts)
+        return F.sigmoid(self.run([*before, [*last, self.out]], h))
