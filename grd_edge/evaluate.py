@@ -6,7 +6,8 @@ Source: docs/method.md, sections 5 to 8.
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -349,7 +350,11 @@ def evaluated_bundle(
     refuse_seen(samples, training.get("seen", ()), purpose="metrics")
     rule, options = ProductRule.of_bundle(bundle), {"pixels": True, "roi": bundle.roi}
     reference = reference_inspector(bundle, against) if against else None
-    baseline = untrained_inspector(bundle) if untrained and importlib.util.find_spec("torch") else None
+    baseline = None
+    if untrained:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("torch")
+            baseline = untrained_inspector(bundle)
     with Inspector(path) as inspector:
         scored = scored_from_samples(inspector, samples, rule=rule, on_progress=bar("engine"), **options)
     result = metrics_from_scored(scored)

@@ -205,7 +205,7 @@ def _print_categories(rows, failed, columns: Sequence[str], *, json_: bool) -> N
         if name == "mean":
             table.add_section()
         table.add_row(name, *(cell(row.get(column)) for column in columns))
-    for name in failed.keys() - rows.keys():
+    for name in sorted(failed.keys() - rows.keys()):
         table.add_row(name, "failed")
     out.print(table)
 

@@ -18,7 +18,10 @@ from grd_edge.errors import InputError
 from grd_edge.inference import COLUMNS, InferOptions, images_of, inspected_images
 from grd_edge.report.overlay import HEATMAP_TOP, write_overlay
 from grd_edge.runtime import Inspector
-from tests.cli.test_cli import GRD_EDGE, refused, run
+from tests.cli import test_cli
+from tests.cli.test_cli import GRD_EDGE, TRAINING_STACK, refused, run
+
+without = test_cli.without  # the fixture
 
 
 @pytest.fixture
@@ -230,3 +233,18 @@ def test_a_bundle_without_thresholds_decides_nothing(tiny_bundle, frames):
     (tiny_bundle / "decision.json").unlink()
     rows = inspected(tiny_bundle, images_of([frames]), product_by=r"_(p\d)_", run_by=r"(r\d)_p")
     assert {row["decision"] for row in rows} == {"undecided"}
+
+
+def test_eval_without_the_training_stack_says_what_is_missing(tiny_bundle, parts, without):
+    without(TRAINING_STACK)
+    result = json.loads(run("eval", tiny_bundle, "--data", parts, "--json").stdout)
+    assert result["image_auroc"] > 0 and "image_auroc_untrained" not in result
+    assert any("grd-edge[train]" in note for note in result["notes"])
+
+
+def test_frames_need_no_image_library(tiny_bundle, frames, tmp_path, without):
+    without(TRAINING_STACK | {"cv2", "matplotlib"})
+    done = run("infer", tiny_bundle, frames, "-o", tmp_path / "out", "--product-by", r"_(p\d)_")
+    assert len(done.stdout.splitlines()) == 1 + 6 + 3
+    assert "grd-edge[images]" in refused("infer", tiny_bundle, frames, "-o", tmp_path / "out", "--heatmaps")
+    assert len(rows_of(tmp_path / "out" / "results.csv")) == 9
