@@ -6,30 +6,41 @@ Source: docs/bundle.md for the format, docs/method.md, section 8 for the thresho
 from __future__ import annotations
 
 import datetime
+import getpass
 import platform
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from grd_edge import bundle as bundles
 from grd_edge.bundle import Bundle
+from grd_edge.bundle_schema import decision_regions
 from grd_edge.checkpoint import Checkpoint
-from grd_edge.data.dataset import Sample
+from grd_edge.data.dataset import Dataset, Sample, refuse_seen
 from grd_edge.data.frames import grid_from_config, read_frame
-from grd_edge.errors import CheckFailedError
-from grd_edge.evaluate import scored_from_samples
+from grd_edge.data.images import read_image, read_mask
+from grd_edge.decide import checked_agreement, checked_k, product_score
+from grd_edge.errors import CheckFailedError, InputError
 from grd_edge.export import TOLERANCE, onnx_from_checkpoint
 from grd_edge.files import sha256_hex
+from grd_edge.patches import working_size
+from grd_edge.regions import Regions, pgm_from_mask
 from grd_edge.runtime import Inspector
-from grd_edge.thresholds import fit_good_only
+from grd_edge.thresholds import Objective, fit_good_only, fit_labelled
 
 TARGETS = ("cpu",)
 
 
-def bundle_from_checkpoint(checkpoint: Checkpoint, path: Path, *, name: str | None = None) -> Bundle:
+def bundle_from_checkpoint(
+    checkpoint: Checkpoint, path: Path, *, name: str | None = None, roi: np.ndarray | None = None
+) -> Bundle:
     """Exports the model and writes a `cpu` bundle without thresholds; the engine is checked against torch.
+
+    Args:
+        roi: (H, W) mask of interest of every frame, nonzero = of interest; it is sealed with the model.
 
     Raises:
         CheckFailedError: the native engine does not reproduce torch; an older bundle at `path` stays as it was.
@@ -63,10 +74,23 @@ def bundle_from_checkpoint(checkpoint: Checkpoint, path: Path, *, name: str | No
         ],
         "provenance": {"config": config.to_json(), "training": checkpoint.provenance},
     }
-    model = onnx_from_checkpoint(checkpoint)
-    return bundles.write_bundle(
-        path, manifest, {bundles.MODEL: model}, check=lambda folder: _check_engine(folder, checkpoint)
-    )
+    files = {bundles.MODEL: onnx_from_checkpoint(checkpoint)}
+    if roi is not None:
+        manifest["roi"] = bundles.ROI
+        files[bundles.ROI] = pgm_from_mask(roi)
+    return bundles.write_bundle(path, manifest, files, check=lambda folder: _check_engine(folder, checkpoint))
+
+
+def roi_of_dataset(dataset: Dataset) -> np.ndarray | None:
+    """The mask of interest that all images of a dataset share, (H, W) bool; None when they have none in common.
+
+    Raises:
+        InputError: the mask cannot be read, or is of another size than the images.
+    """
+    samples = (*dataset.train, *dataset.validation, *dataset.calibration, *dataset.test)
+    masks = {sample.roi for sample in samples}
+    shared = masks.pop() if len(masks) == 1 else None
+    return read_mask(shared, read_image(samples[0].path).shape[:2]) if shared else None
 
 
 def _check_engine(folder: Path, checkpoint: Checkpoint) -> None:
@@ -78,7 +102,7 @@ def _check_engine(folder: Path, checkpoint: Checkpoint) -> None:
     shape = (max(side, config.model.patch_h), max(side, config.model.patch_w) + 7, config.model.channels)
     frame = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     with Inspector(folder) as inspector:
-        found = inspector.inspect(frame, x_hat=True)
+        found = inspector.inspect(frame, roi=np.ones(frame.shape[:2], bool), x_hat=True)  # in place of the bundle's
     expected = TorchInspector(checkpoint).inspect(frame, x_hat=True)
     worst = float(np.abs(found.x_hat - expected.x_hat).max())
     if not worst <= TOLERANCE:
@@ -93,40 +117,140 @@ def recalibrated_bundle(
     samples: Sequence[Sample],
     *,
     alpha: float = 0.01,
-    k: int = 1,
-    run_agreement: float = 0.7,
+    k: int | None = None,
+    run_agreement: float | None = None,
+    regions: Regions | None = None,
+    method: Literal["good_only", "labelled"] = "good_only",
+    objective: Objective = "balanced_accuracy",
+    beta: float = 1.0,
+    precision: float | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Bundle:
-    """Fits thresholds on good images with the engine that ships, and puts them into the bundle.
+    """Fits thresholds with the engine that ships, and puts them into the bundle; on failure it stays as it was.
+
+    The statistic is that of a product: all patches of all its images (`Sample.product`).
 
     Args:
-        samples: good images that were used neither for training nor for testing.
-        alpha: false-reject rate per product that is asked for.
+        samples: images that were used neither for training nor for testing: good ones, or good and defective ones.
+        alpha: false-reject rate per product that is asked for; for `good_only`.
+        k, run_agreement, regions: of the decision; None: what the bundle has, else 1, 0.7 and the whole frame.
+        method: `good_only`, or `labelled`, which takes one region: a label does not say where a defect is.
+        objective, beta, precision: as in `fit_labelled`.
 
     Raises:
-        InputError: no images, or scores that cannot be used.
+        InputError: no images, images that the model was made from, products without a patch in some region, a
+            defective image for `good_only`, or scores that cannot be used.
     """
     bundle = bundles.read_bundle(path)
-    decides = bundle.manifest["score"]["decides"]
-    with Inspector(path) as inspector:
-        scored = scored_from_samples(inspector, samples, on_progress=on_progress)
+    kept = bundle.decision or {"k": 1, "run_agreement": 0.7}
+    k = checked_k(kept["k"] if k is None else k)
+    agreement = checked_agreement(kept["run_agreement"] if run_agreement is None else run_agreement)
+    regions = bundle.regions if regions is None else regions
+    if method not in ("good_only", "labelled"):
+        raise InputError(f"the method of the fit is {method!r}; expected 'good_only' or 'labelled'")
+    if method == "labelled" and len(regions.regions) > 1:
+        raise InputError(
+            f"a labelled fit takes one region and this bundle has {', '.join(regions.names)}, as a label does not say "
+            "in which of them a defect is; fit on good images, or use one region"
+        )
+    if method == "good_only" and (defective := [sample for sample in samples if sample.defective]):
+        raise InputError(f"{defective[0].path} is defective and the fit takes good images only; use a labelled fit")
+    training = bundle.manifest["provenance"].get("training", {})
+    refuse_seen(samples, training.get("seen", ()), purpose="thresholds")
+
+    with Inspector(path, decide=False) as inspector:
+        products = _product_patches(inspector, bundle, samples, regions, on_progress)
         version = inspector.engine_version
-    patch_scores = scored.patch_scores[0 if decides == "phi" else 1]
-    fit = fit_good_only(patch_scores, alpha=alpha, k=k)
+    scores, indices = [product.scores for product in products], [product.regions for product in products]
+    if method == "labelled":
+        labels = np.array([product.defective for product in products])
+        fit = fit_labelled(
+            np.array([product_score(patches, k) for patches in scores], np.float32),
+            labels,
+            objective=objective,
+            beta=beta,
+            precision=precision,
+            k=k,
+        )
+        counted = {"good": int((~labels).sum()), "defective": int(labels.sum())}
+    else:
+        fit = fit_good_only(scores, alpha=alpha, k=k, regions=indices)
+        counted = {}
     details: dict[str, Any] = {
         **fit.to_json(),
+        **counted,
+        "images": len(samples),
+        "regions": list(regions.names),
         "engine": {"target": "cpu", "precision": bundle.manifest["precision"]["chosen"]["cpu"], "version": version},
         "images_sha256": sha256_hex("\n".join(sorted(sample.sha256 for sample in samples)).encode()),
+        "grd_edge": metadata.version("grd-edge"),
+        "user": _user(),
         "machine": platform.machine(),
         "fitted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     decision = {
-        "regions": [{"name": "frame", "threshold": fit.thresholds[0]}],
+        **decision_regions(regions, fit.thresholds),
         "k": k,
-        "run_agreement": run_agreement,
+        "run_agreement": agreement,
         "fit": details,
     }
-    return bundles.write_decision(path, decision)
+    return bundles.write_decision(path, decision, of=bundle)
+
+
+class _Product(NamedTuple):
+    """Deciding scores of all inspected patches of a product, and their regions."""
+
+    scores: np.ndarray
+    regions: np.ndarray
+    defective: bool
+
+
+def _product_patches(
+    inspector: Inspector,
+    bundle: Bundle,
+    samples: Sequence[Sample],
+    regions: Regions,
+    on_progress: Callable[[int], None] | None,
+) -> list[_Product]:
+    """What `fit_good_only` and `fit_labelled` take, in the order of the products' first images."""
+    geometry, decides = bundle.manifest["geometry"], bundle.manifest["score"]["decides"]
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    of_product: dict[str, list[Sample]] = {}
+    for done, sample in enumerate(samples, start=1):
+        frame = read_image(sample.path)
+        h, w = frame.shape[:2]
+        try:
+            regions.check_frame(h, w)
+            inspection = inspector.inspect(frame, roi=read_mask(sample.roi, (h, w)) if sample.roi else None)
+        except InputError as error:
+            raise InputError(f"{sample.path}: {error}") from error
+        scaled = working_size(h, w, geometry["scale_px"])
+        index = regions.of_patches(inspection.positions, geometry["patch_h"], geometry["patch_w"], *scaled)
+        scores = inspection.phi if decides == "phi" else inspection.phi_local
+        key = sample.product or str(sample.path)
+        found.setdefault(key, []).append((scores[index >= 0], index[index >= 0]))
+        of_product.setdefault(key, []).append(sample)
+        if on_progress:
+            on_progress(done)
+    products = []
+    for key, parts in found.items():
+        scores, index = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        missing = set(range(len(regions.regions))) - set(index.tolist())
+        if missing:
+            raise InputError(
+                f"{of_product[key][0].path}: the product has no inspected patch in region "
+                f"{regions.names[min(missing)]!r}, so it can have no threshold; correct the regions or the masks"
+            )
+        products.append(_Product(scores, index, any(sample.defective for sample in of_product[key])))
+    return products
+
+
+def _user() -> str | None:
+    """Who fits thresholds, as far as the system tells."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None
 
 
 def calibration_patches(checkpoint: Checkpoint, samples: Sequence[Sample]):

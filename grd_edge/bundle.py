@@ -6,14 +6,10 @@ Source of the format and the rules: docs/bundle.md. The same rules are implement
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import math
 import os
-import re
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +17,29 @@ from typing import Any
 
 import numpy as np
 
+from grd_edge.bundle_schema import (
+    DECISION,
+    HEX,
+    MANIFEST,
+    SCHEMA,
+    check_decision,
+    check_manifest,
+    regions_of,
+)
 from grd_edge.errors import BundleError, InputError
 from grd_edge.files import sha256_hex, write_atomically, write_error
 from grd_edge.patches import PatchGrid
+from grd_edge.regions import WHOLE_FRAME, Regions, mask_from_pgm
+from grd_edge.staging import put_in_place, staging
 
-SCHEMA = 1
-MANIFEST = "bundle.json"
-DECISION = "decision.json"
 MODEL = "models/fp32.onnx"
+ROI = "roi.pgm"
 MAX_JSON_BYTES = 1 << 20
 UNSEALED = "0" * 64
 
-_PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*){0,2}")
-_HEX = re.compile(r"[0-9a-f]{64}")
+_ATTEMPTS = 20
+_MAX_LEVELS = 16
+_BUILD = "build one with: grd-edge build bundle"
 _REBUILD = "copy the bundle again or rebuild it with: grd-edge build bundle"
 
 
@@ -57,8 +63,24 @@ class Bundle:
 
     @property
     def threshold(self) -> float | None:
-        """Threshold of the one region, None while the bundle has no decision.json."""
-        return self.decision["regions"][0]["threshold"] if self.decision else None
+        """Threshold of the one region; None while the bundle has no decision.json, and when there are several."""
+        return self.thresholds[0] if len(self.thresholds) == 1 else None
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """One threshold per region; empty while the bundle has no decision.json."""
+        return tuple(region["threshold"] for region in self.decision["regions"]) if self.decision else ()
+
+    @property
+    def regions(self) -> Regions:
+        """The regions that the thresholds belong to; the whole frame while the bundle has no decision.json."""
+        return regions_of(self.decision) if self.decision else WHOLE_FRAME
+
+    @property
+    def roi(self) -> np.ndarray | None:
+        """Mask of interest, (H, W) uint8, nonzero = of interest; None: the whole frame."""
+        name = self.manifest.get("roi")
+        return mask_from_pgm(self.files[name]) if name else None
 
 
 # ----------------------------------------------------------------------------------------------- writing
@@ -101,52 +123,61 @@ def write_bundle(
         raise InputError(f"{path} exists and is not a bundle; choose another name or remove it")
     listed = {name: {"sha256": sha256_hex(data), "bytes": len(data)} for name, data in sorted(files.items())}
     seal_me = {"schema": SCHEMA, **manifest, "files": listed}
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", suffix=".grdb", dir=path.parent))
-        os.chmod(temporary, 0o755)
+    with _written_to(path), staging(path) as folder:
+        new = folder / path.name
+        new.mkdir()
         for name, data in {MANIFEST: sealed(seal_me), **files}.items():
-            write_atomically(temporary / name, data)
-        read_bundle(temporary)
+            write_atomically(new / name, data)
+        read_bundle(new)
         if check:
-            check(temporary)
-        _replace_folder(temporary, path)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            check(new)
+        put_in_place(new, path, folder)
     return read_bundle(path)
 
 
-def write_decision(path: Path, decision: dict[str, Any]) -> Bundle:
+@contextlib.contextmanager
+def _written_to(path: Path):
+    """Failures to write are told of the bundle, not of the folder that it is made in."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(path, error) from error
+    except InputError as error:
+        if isinstance(error.__cause__, OSError):
+            raise write_error(path, error.__cause__) from error
+        raise
+
+
+def write_decision(path: Path, decision: dict[str, Any], *, of: Bundle | None = None) -> Bundle:
     """Replaces the thresholds of the bundle at `path`, atomically, without touching anything else.
 
     Args:
         decision: what docs/bundle.md lists for decision.json, without `schema`, `bundle` and `seal`.
+        of: the bundle that the thresholds were fitted on; None: whatever lies at `path`.
+
+    Raises:
+        BundleError: there is no bundle at `path`, or the decision breaks a rule of the format.
+        InputError: it cannot be written, or another process has replaced the bundle meanwhile.
     """
-    bundle = read_bundle(path)
-    data = sealed({"schema": SCHEMA, "bundle": bundle.seal, **decision})
-    _check_decision(_unsealed(data, DECISION), bundle.seal)
-    write_atomically(Path(path) / DECISION, data)
-    return read_bundle(path)
-
-
-def _replace_folder(new: Path, path: Path) -> None:
-    """Puts `new` in the place of `path` in one step where the system can exchange two names, else in two."""
-    if not path.exists():
-        os.rename(new, path)
-        return
-    at_fdcwd, rename_exchange = -100, 2
-    with contextlib.suppress(OSError, AttributeError):
-        exchange = ctypes.CDLL(None, use_errno=True).renameat2
-        if exchange(at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(path), rename_exchange) == 0:
-            return  # `new` now names the old bundle, which the caller removes
-    old = Path(tempfile.mkdtemp(prefix=f".{path.stem}.old.", dir=path.parent))
-    os.rename(path, old / path.name)
-    os.rename(new, path)
-    shutil.rmtree(old, ignore_errors=True)
+    path = Path(path)
+    root = _opened(path)
+    try:
+        bundle = _read_folder(root, path)
+        data = sealed({"schema": SCHEMA, "bundle": bundle.seal, **decision})
+        with _sentence(f"{path}: {DECISION}"):
+            check_decision(_unsealed(data, DECISION), bundle.seal)
+        if of is None or of.seal == bundle.seal:
+            # Into the folder that was read, wherever it is by now: thresholds never meet another model.
+            with _written_to(path), staging(Path(os.path.realpath(path))) as folder:
+                write_atomically(folder / DECISION, data)
+                with contextlib.suppress(FileNotFoundError):  # the folder is gone, as is told below
+                    os.replace(folder / DECISION, DECISION, dst_dir_fd=root)
+        after = read_bundle(path)
+        if after.seal != bundle.seal or (of is not None and of.seal != bundle.seal):
+            raise InputError(f"{path} was replaced by another process while its thresholds were made; fit them again")
+        return after
+    finally:
+        os.close(root)
 
 
 # ----------------------------------------------------------------------------------------------- reading
@@ -159,32 +190,65 @@ def read_bundle(path: Path) -> Bundle:
         BundleError: one sentence with the rule that is broken and the way out.
     """
     path = Path(path)
-    if not path.is_dir() or not (path / MANIFEST).exists():
-        raise BundleError(f"there is no bundle at {path}; build one with: grd-edge build bundle")
-    root = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(_ATTEMPTS):
+        root = _opened(path)
+        try:
+            return _read_folder(root, path)
+        except BundleError:
+            # A writer may have put another bundle here and removed this one while it was read.
+            if not _moved(root, path):
+                raise
+        finally:
+            os.close(root)
+    raise BundleError(f"{path} is replaced again and again while it is read; let its writers finish")
+
+
+def _opened(path: Path) -> int:
+    """Descriptor of a bundle's folder."""
     try:
-        manifest = _unsealed(_read(root, MANIFEST, path, MAX_JSON_BYTES), f"{path}: {MANIFEST}")
-        with _sentence(f"{path}: {MANIFEST}"):
-            _check_manifest(manifest)
-        decision = None
-        names = _listing(root, path, manifest["files"])
-        if DECISION in names:
-            decision = _unsealed(_read(root, DECISION, path, MAX_JSON_BYTES), f"{path}: {DECISION}")
-            with _sentence(f"{path}: {DECISION}"):
-                _check_decision(decision, manifest["seal"])
-        files = {}
-        for name, entry in manifest["files"].items():
-            data = _read(root, name, path, entry["bytes"], exact=True)
-            found = sha256_hex(data)
-            if found != entry["sha256"]:
-                raise BundleError(
-                    f"{path}: {name} has sha256 {found[:12]}…, expected {entry['sha256'][:12]}…: it was changed after "
-                    f"the bundle was written; {_REBUILD}"
-                )
-            files[name] = data
-        return Bundle(path, manifest, decision, files)
-    finally:
-        os.close(root)
+        root = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise BundleError(f"there is no bundle at {path} ({error.strerror}); {_BUILD}") from error
+    return root
+
+
+def _moved(root: int, path: Path) -> bool:
+    """Whether `path` names another folder than the one that was opened."""
+    try:
+        return not os.path.samestat(os.stat(path), os.fstat(root))
+    except OSError:
+        return False
+
+
+def _read_folder(root: int, path: Path) -> Bundle:
+    """The bundle in an open folder; `path` is for messages."""
+    try:
+        os.stat(MANIFEST, dir_fd=root, follow_symlinks=False)
+    except OSError as error:
+        raise BundleError(f"there is no bundle at {path}, it holds no {MANIFEST}; {_BUILD}") from error
+    manifest = _unsealed(_read(root, MANIFEST, path, MAX_JSON_BYTES), f"{path}: {MANIFEST}")
+    with _sentence(f"{path}: {MANIFEST}"):
+        check_manifest(manifest)
+    decision = None
+    names = _listing(root, path, manifest["files"])
+    if DECISION in names:
+        decision = _unsealed(_read(root, DECISION, path, MAX_JSON_BYTES), f"{path}: {DECISION}")
+        with _sentence(f"{path}: {DECISION}"):
+            check_decision(decision, manifest["seal"])
+    files = {}
+    for name, entry in manifest["files"].items():
+        data = _read(root, name, path, entry["bytes"], exact=True)
+        found = sha256_hex(data)
+        if found != entry["sha256"]:
+            raise BundleError(
+                f"{path}: {name} has sha256 {found[:12]}…, expected {entry['sha256'][:12]}…: it was changed after "
+                f"the bundle was written; {_REBUILD}"
+            )
+        files[name] = data
+    if "roi" in manifest:
+        with _sentence(f"{path}: {manifest['roi']}"):
+            mask_from_pgm(files[manifest["roi"]])
+    return Bundle(path, manifest, decision, files)
 
 
 @contextlib.contextmanager
@@ -195,6 +259,8 @@ def _sentence(where: str):
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise BundleError(f"{where} {what}; {_REBUILD}") from error
+    except InputError as error:
+        raise BundleError(f"{where}: {error}") from error
 
 
 def _read(root: int, name: str, path: Path, limit: int, *, exact: bool = False) -> bytes:
@@ -234,11 +300,25 @@ def _unsealed(data: bytes, where: str) -> dict[str, Any]:
             raise ValueError("a key occurs twice")
         return mapping
 
-    def refuse(constant: str) -> None:
-        raise ValueError(f"the constant {constant} is not JSON")
+    def number(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise ValueError(f"the number {text[:40]} is none that a float64 holds")
+        return value
+
+    def integer(text: str) -> int:
+        number(text)
+        return int(text)
 
     try:
-        mapping = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        # `parse_constant` is called for NaN and the infinities, which are not JSON.
+        mapping = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_float=number,
+            parse_int=integer,
+            parse_constant=number,
+        )
+        _check_json(mapping)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{where} is not valid JSON ({error}); {_REBUILD}") from error
     if not isinstance(mapping, dict):
@@ -247,11 +327,24 @@ def _unsealed(data: bytes, where: str) -> dict[str, Any]:
     if type(schema) is int and schema > SCHEMA:
         raise BundleError(f"{where} has schema {schema}, newer than {SCHEMA}; update grd-edge")
     seal = mapping.get("seal")
-    if not isinstance(seal, str) or not _HEX.fullmatch(seal) or data.count(seal.encode()) != 1:
+    if not isinstance(seal, str) or not HEX.fullmatch(seal) or data.count(seal.encode()) != 1:
         raise BundleError(f"{where} has no valid seal; {_REBUILD}")
     if sha256_hex(data.replace(seal.encode(), UNSEALED.encode())) != seal:
         raise BundleError(f"{where} does not match its seal: it was changed after it was written; {_REBUILD}")
     return mapping
+
+
+def _check_json(value: Any, levels: int = _MAX_LEVELS) -> None:
+    """Raises ValueError for what Python's parser lets pass: deep nesting, and halves of surrogate pairs in texts."""
+    if isinstance(value, str):
+        value.encode("utf-8")
+    elif isinstance(value, (dict, list)):
+        if levels == 0:
+            raise ValueError(f"nests deeper than {_MAX_LEVELS} levels")
+        for part in value:
+            _check_json(part, levels - 1)
+        for part in value.values() if isinstance(value, dict) else ():
+            _check_json(part, levels - 1)
 
 
 def _listing(root: int, path: Path, files: dict[str, Any]) -> set[str]:
@@ -279,129 +372,3 @@ def _listing(root: int, path: Path, files: dict[str, Any]) -> set[str]:
     except OSError as error:
         raise BundleError(f"{path} cannot be listed ({error.strerror}); {_REBUILD}") from error
     return found
-
-
-# --------------------------------------------------------------------------------------------- the schema
-
-
-def _integer(low: int, high: int = 2**31 - 1):
-    return lambda value: type(value) is int and low <= value <= high
-
-
-def _one_of(*values: object):
-    return lambda value: any(type(value) is type(known) and value == known for known in values)
-
-
-def _text(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 4096
-
-
-def _name(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[a-z0-9_-]{1,64}", value) is not None
-
-
-_GEOMETRY = {
-    "scale_px": lambda value: value is None or _integer(1, 1 << 16)(value),
-    "patch_h": _integer(11, 1 << 14),
-    "patch_w": _integer(11, 1 << 14),
-    "stride_y": _integer(1, 1 << 14),
-    "stride_x": _integer(1, 1 << 14),
-    "channels": _one_of(1, 3),
-    "padding": _one_of("error", "reflect"),
-}
-_SCORE = {
-    "decides": _one_of("phi", "phi_local"),
-    "window": _one_of("gaussian", "box"),
-    "local_window_px": _integer(1, 1 << 14),
-}
-_FILE = {"sha256": lambda v: isinstance(v, str) and _HEX.fullmatch(v) is not None, "bytes": _integer(0, 2**40)}
-_ENGINE = {
-    "target": _name,
-    "precision": _name,
-    "backend": lambda value: isinstance(value, str) and re.fullmatch(r"[a-z0-9_]{1,64}", value) is not None,
-    "file": _text,
-    "format": _name,
-    "fingerprint": lambda value: isinstance(value, dict),
-}
-_PRECISION = {
-    "chosen": lambda value: isinstance(value, dict) and all(_name(k) and _name(v) for k, v in value.items()),
-    "tried": lambda value: isinstance(value, list) and all(isinstance(item, dict) for item in value),
-    "why": lambda value: isinstance(value, str),
-}
-_REGION = {"name": _text, "threshold": lambda value: _float32(value)}
-
-
-def _float32(value: object) -> bool:
-    number = type(value) in (int, float)
-    return number and abs(value) < 3e38 and math.isfinite(value) and float(np.float32(value)) == value
-
-
-def _check_keys(value: object, rules: dict[str, Any], where: str) -> None:
-    if not isinstance(value, dict):
-        raise ValueError(f"has {where} that is not an object")
-    for key in value.keys() - rules.keys():
-        raise ValueError(f"has an unknown key {where}.{key}")
-    for key, holds in rules.items():
-        if key not in value:
-            raise ValueError(f"lacks {where}.{key}")
-        if not holds(value[key]):
-            raise ValueError(f"has {where}.{key} = {str(value[key])[:40]!r}, which the schema does not allow")
-
-
-def _check_manifest(manifest: dict[str, Any]) -> None:
-    _check_keys(
-        manifest,
-        {
-            "schema": _one_of(SCHEMA),
-            "name": _text,
-            "head": _one_of("reconstruction"),
-            "files": lambda value: isinstance(value, dict) and 0 < len(value) <= 1000,
-            "geometry": lambda value: isinstance(value, dict),
-            "score": lambda value: isinstance(value, dict),
-            "precision": lambda value: isinstance(value, dict),
-            "engines": lambda value: isinstance(value, list) and len(value) <= 100,
-            "provenance": lambda value: isinstance(value, dict),
-            "seal": _text,
-        },
-        "bundle",
-    )
-    for name, entry in manifest["files"].items():
-        if not _PATH.fullmatch(name) or name in (MANIFEST, DECISION):
-            raise ValueError(f"lists a file with a bad name {name[:60]!r}")
-        _check_keys(entry, _FILE, f"files[{name}]")
-    geometry = manifest["geometry"]
-    _check_keys(geometry, _GEOMETRY, "geometry")
-    for axis in "yx":
-        if geometry[f"stride_{axis}"] > geometry["patch_h" if axis == "y" else "patch_w"]:
-            raise ValueError(f"has geometry.stride_{axis} beyond the patch, so pixels would never be inspected")
-    _check_keys(manifest["score"], _SCORE, "score")
-    _check_keys(manifest["precision"], _PRECISION, "precision")
-    seen = set()
-    for engine in manifest["engines"]:
-        _check_keys(engine, _ENGINE, "engines[]")
-        key = (engine["target"], engine["precision"])
-        if engine["file"] not in manifest["files"] or key in seen:
-            raise ValueError(f"has an engine {key[0]}-{key[1]} that is doubled or whose file is not listed")
-        seen.add(key)
-    for target, precision in manifest["precision"]["chosen"].items():
-        if (target, precision) not in seen:
-            raise ValueError(f"chooses {precision} for {target} but has no such engine")
-
-
-def _check_decision(decision: dict[str, Any], seal: str) -> None:
-    _check_keys(
-        decision,
-        {
-            "schema": _one_of(SCHEMA),
-            "bundle": _text,
-            "regions": lambda value: isinstance(value, list) and len(value) == 1,
-            "k": _integer(1),
-            "run_agreement": lambda value: type(value) in (int, float) and 0.5 < value <= 1,
-            "fit": lambda value: isinstance(value, dict),
-            "seal": _text,
-        },
-        "decision",
-    )
-    if decision["bundle"] != seal:
-        raise ValueError("belongs to another bundle; fit new thresholds with: grd-edge recalibrate")
-    _check_keys(decision["regions"][0], _REGION, "regions[0]")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -101,6 +101,46 @@ def product_margin(
     return product_score(scores - _threshold_per_patch(scores, thresholds, regions), k)
 
 
+class FrameDecision(NamedTuple):
+    """What is said of one frame.
+
+    Attributes:
+        decision: `good`, `defective`, or `undecided` without thresholds.
+        score: k-th largest patch score; with several thresholds the k-th largest margin. NaN if a patch scored NaN.
+        threshold: what `score` is compared with: the one threshold, 0 with several, NaN without.
+        defective: bool array of the shape of the scores; all False while undecided.
+    """
+
+    decision: Literal["good", "defective", "undecided"]
+    score: float
+    threshold: float
+    defective: np.ndarray
+
+
+def frame_decision(
+    scores: np.ndarray, thresholds: float | Sequence[float] | None, regions: np.ndarray | None = None, k: int = 1
+) -> FrameDecision:
+    """Decision about one frame from the scores of its inspected patches.
+
+    Args:
+        scores, thresholds, regions, k: as in `patch_decisions` and `product_margin`; thresholds None: undecided.
+
+    Raises:
+        InputError: as `patch_decisions` and `product_score`.
+
+    Source: docs/method.md, section 7.
+    """
+    scores = _as_scores(scores)
+    if thresholds is None:
+        return FrameDecision("undecided", product_score(scores), float("nan"), np.zeros(scores.shape, bool))
+    defective = patch_decisions(scores, thresholds, regions)
+    decision = "defective" if product_decision(defective, k) else "good"
+    if np.size(thresholds) > 1:
+        return FrameDecision(decision, product_margin(scores, thresholds, regions, k), 0.0, defective)
+    threshold = float(np.float32(np.asarray(thresholds).item()))
+    return FrameDecision(decision, product_score(scores, k), threshold, defective)
+
+
 def run_decision(product_decisions: Sequence[bool] | np.ndarray, agreement: float = 0.7) -> RunDecision:
     """Decision about one product that was seen in several acquisitions.
 
@@ -119,8 +159,7 @@ def run_decision(product_decisions: Sequence[bool] | np.ndarray, agreement: floa
         raise InputError("a run has no acquisitions; give at least one decision")
     if decisions.dtype != np.bool_:
         raise InputError(f"the decisions of a run are {decisions.dtype}; expected bool, True = defective")
-    if not 0.5 < agreement <= 1:
-        raise InputError(f"agreement is {agreement!r}; expected a share in (0.5, 1], such as 0.7")
+    checked_agreement(agreement)
     n, defective = decisions.size, int(np.count_nonzero(decisions))
     # A quotient of integers and a literal such as 0.7 are both rounded once, so 7 / 10 >= 0.7 holds;
     # 0.7 * n would be rounded twice.
@@ -142,6 +181,17 @@ def checked_k(k: int) -> int:
     if value < 1:
         raise InputError(f"k is {k!r}; expected an integer >= 1, the number of patches that make a product defective")
     return value
+
+
+def checked_agreement(agreement: float) -> float:
+    """`agreement` itself.
+
+    Raises:
+        InputError: outside (0.5, 1].
+    """
+    if not 0.5 < agreement <= 1:
+        raise InputError(f"agreement is {agreement!r}; expected a share in (0.5, 1], such as 0.7")
+    return agreement
 
 
 def _as_scores(scores: np.ndarray) -> np.ndarray:

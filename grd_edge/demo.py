@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,17 @@ import numpy as np
 
 from grd_edge.bench.baselines import race_scores
 from grd_edge.bench.timer import Timing, interleaved, speedup
-from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle
+from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle, roi_of_dataset
 from grd_edge.checkpoint import write_checkpoint
 from grd_edge.config import Config, load_config
 from grd_edge.data.dataset import Dataset, Sample
 from grd_edge.data.frames import grid_from_config, read_frame
 from grd_edge.data.images import read_image
 from grd_edge.engine.torch import TorchInspector
-from grd_edge.evaluate import metrics_from_scored, parity_from_scored, scored_from_samples
+from grd_edge.evaluate import gain_from_scored, metrics_from_scored, parity_from_scored, scored_from_samples
 from grd_edge.files import write_atomically
-from grd_edge.metrics import auroc, paired_bootstrap
+from grd_edge.metrics import auroc
+from grd_edge.products import ProductRule
 from grd_edge.report.contact_sheet import Panel, write_contact_sheet
 from grd_edge.runtime import Inspector, active_score_variant
 from grd_edge.train import Progress, checkpoint_from_dataset, untrained_checkpoint
@@ -78,7 +79,7 @@ def run_demo(dataset: Dataset, config: Config, out: Path, watch: Watcher = Watch
 
     watch.stage("exporting and building the cpu bundle")
     path = out / f"{dataset.name}.grdb"
-    bundle_from_checkpoint(checkpoint, path, name=dataset.name)
+    bundle_from_checkpoint(checkpoint, path, name=dataset.name, roi=roi_of_dataset(dataset))
     watch.stage(f"fitting the threshold on {len(dataset.calibration)} calibration images")
     bundle = recalibrated_bundle(
         path,
@@ -86,18 +87,22 @@ def run_demo(dataset: Dataset, config: Config, out: Path, watch: Watcher = Watch
         alpha=config.decision.alpha,
         k=config.decision.k,
         run_agreement=config.decision.run_agreement,
+        regions=dataset.regions,
         on_progress=lambda done: watch.images(done, len(dataset.calibration)),
     )
 
     total = len(dataset.test)
-    reference = TorchInspector(checkpoint, threshold=bundle.threshold, k=config.decision.k)
-    scored = {}
+    reference = TorchInspector.of_bundle(checkpoint, bundle)
+    scored, rule = {}, ProductRule.of_bundle(bundle)
     with Inspector(path) as engine:
-        untrained = TorchInspector(untrained_checkpoint(config))
+        untrained = TorchInspector(untrained_checkpoint(config), k=rule.k, roi=bundle.roi)
         for name, inspector in (("engine", engine), ("reference", reference), ("untrained", untrained)):
             watch.stage(f"scoring {total} test images: {name}")
             scored[name] = scored_from_samples(
-                inspector, dataset.test, on_progress=lambda done: watch.images(done, total)
+                inspector,
+                dataset.test,
+                rule=replace(rule, thresholds=()) if name == "untrained" else rule,
+                on_progress=lambda done: watch.images(done, total),
             )
         watch.stage("timing engine and reference in turn")
         frames = _race_frames(engine, reference, dataset.test)
@@ -106,16 +111,13 @@ def run_demo(dataset: Dataset, config: Config, out: Path, watch: Watcher = Watch
         _draw(out / "contact_sheet.png", dataset, config, engine)
     race = race_scores()
 
-    labels = scored["engine"].labels
-    gain = paired_bootstrap(auroc, scored["engine"].scores, scored["untrained"].scores, labels)
     parity = parity_from_scored(scored["engine"], scored["reference"])
     metrics = metrics_from_scored(scored["engine"])
     summary = {
         "dataset": dataset.name,
         **metrics,
-        "image_auroc_untrained": float(auroc(scored["untrained"].scores, labels)),
-        "auroc_gain_ci95": [float(gain[0]), float(gain[1])],
-        "auroc_reference": float(auroc(scored["reference"].scores, labels)),
+        **gain_from_scored(scored["engine"], scored["untrained"]),
+        "auroc_reference": auroc(scored["reference"].image_scores, scored["reference"].image_labels),
         **parity,
         "threshold": bundle.threshold,
         "threshold_fit": bundle.decision["fit"],
@@ -168,7 +170,7 @@ def _draw(path: Path, dataset: Dataset, config: Config, engine: Inspector) -> No
             sample = group[index]
             result = engine.inspect(read_image(sample.path), heatmap=True, x_hat=True)
             image = read_frame(sample, config)
-            rebuilt = grid_from_config(config).stitch(result.x_hat, *image.shape[1:])
+            rebuilt = grid_from_config(config).stitch(result.x_hat, *image.shape[1:], positions=result.positions)
             panels.append(
                 Panel(
                     title=f"{sample.kind} → {result.decision}\n{result.score:.3f} / {result.threshold:.3f}",

@@ -7,6 +7,7 @@ Source: docs/method.md, section 6 (regions of interest) and section 7 (regions).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from grd_edge.errors import InputError
+from grd_edge.patches import PatchGrid, working_size
 
 MAX_REGIONS = 64
 MAX_AREAS = 64
@@ -175,3 +177,100 @@ def patches_with_interest(mask: np.ndarray, positions: np.ndarray, patch_h: int,
     What padding adds is of no interest.
     """
     return np.array([bool(mask[y : y + patch_h, x : x + patch_w].any()) for y, x in positions], bool)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The patches of a frame that are inspected, at least one.
+
+    Attributes:
+        index: (N,) int64, their numbers in the grid, ascending.
+        regions: (N,) int32, the region of each.
+        masks: (N, patch_h, patch_w) bool, their pixels of interest; None: all.
+    """
+
+    index: np.ndarray
+    regions: np.ndarray
+    masks: np.ndarray | None
+
+
+def selected_patches(
+    grid: PatchGrid, frame_px: tuple[int, int], scale_px: int | None, regions: Regions, roi: np.ndarray | None
+) -> Selection:
+    """Which patches of a frame are inspected, by which region's threshold, and which of their pixels count.
+
+    Args:
+        grid: patches at working scale.
+        frame_px: (h, w) of the frame as it comes.
+        scale_px: shorter side at working scale; None: native resolution.
+        regions: named areas of the frame.
+        roi: (h, w) mask of interest of the frame, nonzero = of interest; None: the whole frame.
+
+    Raises:
+        InputError: a mask or areas of another size than the frame, or no patch to inspect.
+
+    Source: docs/method.md, sections 6 and 7.
+    """
+    scaled = working_size(*frame_px, scale_px)
+    positions = grid.positions(*scaled)
+    regions.check_frame(*frame_px)
+    found = regions.of_patches(positions, grid.patch_h, grid.patch_w, *scaled)
+    inspected, masks = found >= 0, None
+    if roi is not None:
+        mask = scaled_mask(checked_mask(roi, *frame_px), *scaled)
+        inspected &= patches_with_interest(mask, positions, grid.patch_h, grid.patch_w)
+    index = np.flatnonzero(inspected)
+    if not len(index):
+        raise InputError(
+            f"the frame of {frame_px[0]}x{frame_px[1]} px has no patch to inspect, as its {len(positions)} patches lie "
+            "outside the mask of interest or the regions; correct them"
+        )
+    if roi is not None:
+        masks = np.zeros((len(index), grid.patch_h, grid.patch_w), bool)
+        for patch_mask, (y, x) in zip(masks, positions[index], strict=True):
+            part = mask[y : y + grid.patch_h, x : x + grid.patch_w]
+            patch_mask[: part.shape[0], : part.shape[1]] = part
+    return Selection(index, found[index], masks)
+
+
+def checked_mask(roi: np.ndarray, h: int, w: int) -> np.ndarray:
+    """A mask of interest as uint8 0 or 1, after its size was compared with that of the frame.
+
+    Raises:
+        InputError: not (h, w), or neither bool nor integers.
+    """
+    roi = np.asarray(roi)
+    if roi.dtype.kind not in "bui":
+        raise InputError(f"a mask of interest is {roi.dtype}; expected bool or integers, nonzero = of interest")
+    if roi.shape != (h, w):
+        size = "x".join(map(str, roi.shape))
+        raise InputError(
+            f"the frame is {h}x{w} px but the mask of interest is {size} px; use frames of that size, or draw it again"
+        )
+    return (roi != 0).view(np.uint8)
+
+
+# width and height without leading zeros, one newline after each line, nothing else
+_PGM = re.compile(rb"P5\n([1-9][0-9]{0,4}) ([1-9][0-9]{0,4})\n255\n")
+
+
+def pgm_from_mask(mask: np.ndarray) -> bytes:
+    """A mask (H, W), nonzero = of interest, as the binary PGM that bundles hold: 0 and 255."""
+    return b"P5\n%d %d\n255\n" % mask.shape[::-1] + np.where(mask != 0, np.uint8(255), np.uint8(0)).tobytes()
+
+
+def mask_from_pgm(data: bytes) -> np.ndarray:
+    """The mask of a bundle: (H, W) uint8, nonzero = of interest, a view of `data`.
+
+    Raises:
+        ValueError: not such a file; the text goes on after the file's name.
+
+    Source: docs/bundle.md.
+    """
+    header = _PGM.match(data)
+    w, h = (int(header[i]) for i in (1, 2)) if header else (0, 0)
+    if not header or max(w, h) > MAX_SIDE_PX:
+        raise ValueError(f"is not a binary PGM of maximum 255 with sides of 1 to {MAX_SIDE_PX} px")
+    if len(data) - header.end() != w * h:
+        raise ValueError(f"has {len(data) - header.end()} pixels, expected {w}x{h}")
+    return np.frombuffer(data, np.uint8, w * h, header.end()).reshape(h, w)

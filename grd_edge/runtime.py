@@ -17,6 +17,7 @@ import numpy as np
 
 from grd_edge import _native
 from grd_edge.errors import InputError
+from grd_edge.regions import WHOLE_FRAME, checked_mask
 
 DECISIONS = ("good", "defective", "undecided")
 
@@ -36,12 +37,16 @@ class Inspection:
 
     Attributes:
         decision: `good`, `defective`, or `undecided` while the bundle has no thresholds.
-        score: the product's statistic, float32; NaN when a patch scored NaN.
-        threshold: float32, NaN without thresholds.
-        positions: (N, 2) int32, (y, x) of each patch in the scaled frame.
+        score: the product's statistic, float32: the k-th largest patch score, with several regions the k-th largest
+            margin (score - threshold of its region). NaN when a patch scored NaN.
+        threshold: float32, what `score` is compared with: 0 with several regions; NaN without thresholds.
+        positions: (N, 2) int32, (y, x) of each inspected patch in the scaled frame. Patches without a pixel of
+            interest, or in no region, are not inspected.
         phi, phi_local: (N,) float32.
         defective: (N,) bool; all False while undecided.
-        heatmap: (scaled_h, scaled_w) float32, or None when not asked for.
+        regions: (N,) int32, index of each patch's region in `region_names`; 0 while undecided.
+        region_names: names of the regions, in order.
+        heatmap: (scaled_h, scaled_w) float32, 0 where nothing was inspected; None when not asked for.
         x_hat: (N, C, patch_h, patch_w) float32 reconstructions, or None when not asked for.
         times_ms: wall time of `cut`, `infer`, `score`, `total`.
     """
@@ -53,6 +58,8 @@ class Inspection:
     phi: np.ndarray
     phi_local: np.ndarray
     defective: np.ndarray
+    regions: np.ndarray
+    region_names: tuple[str, ...]
     heatmap: np.ndarray | None
     x_hat: np.ndarray | None
     times_ms: dict[str, float]
@@ -65,6 +72,8 @@ class Inspector:
         bundle: folder of the bundle.
         target: `cpu`.
         precision: precision of the engine; None: the one the bundle chose.
+        decide: False leaves the bundle's thresholds and regions out: every patch of interest is inspected and nothing
+            is decided. So patch scores for new thresholds are measured.
         threads: threads of the engine; 0: all cores.
         batch_limit: patches per engine call.
         score_variant: kernel variant by name; None: GRD_FORCE_VARIANT, else the fastest this CPU supports.
@@ -81,6 +90,7 @@ class Inspector:
         *,
         target: str = "cpu",
         precision: str | None = None,
+        decide: bool = True,
         threads: int = 0,
         batch_limit: int = 16,
         score_variant: str | None = None,
@@ -93,10 +103,15 @@ class Inspector:
             _native.check(status, lib.grd_bundle_message(self._bundle) if self._bundle else None)
             self.info = _native.BundleInfo()
             _native.check(lib.grd_bundle_get_info(self._bundle, ctypes.byref(self.info)))
+            self.region_names = WHOLE_FRAME.names
+            if decide and self.info.region_count:
+                names = (lib.grd_bundle_region_name(self._bundle, i) for i in range(self.info.region_count))
+                self.region_names = tuple(name.decode() for name in names)
             vendor = _native.openvino_dir()
             params = _native.InspectorParams(
                 threads=threads,
                 batch_limit=batch_limit,
+                undecided=not decide,
                 target=target.encode(),
                 precision=precision.encode() if precision else None,
                 backend_dir=str(backend_dir or _native.library_dir()).encode(),
@@ -133,16 +148,21 @@ class Inspector:
         self._require_open()
         return self._lib.grd_inspector_engine_version(self._handle).decode()
 
-    def inspect(self, frame: np.ndarray, *, heatmap: bool = False, x_hat: bool = False) -> Inspection:
+    def inspect(
+        self, frame: np.ndarray, *, roi: np.ndarray | None = None, heatmap: bool = False, x_hat: bool = False
+    ) -> Inspection:
         """Scores one frame and decides.
 
         Args:
             frame: uint8 or uint16, H x W or H x W x 3 in RGB order, any strides.
+            roi: (H, W) bool or uint8 mask of interest, nonzero = of interest; in place of the bundle's. None: the
+                bundle's mask, else the whole frame.
             heatmap: also return the stitched heatmap.
             x_hat: also return the reconstructed patches.
 
         Raises:
-            InputError: wrong dtype or channels, or a frame smaller than a patch.
+            InputError: wrong dtype or channels; a frame smaller than a patch, of another size than the mask or the
+                regions, or without a patch to inspect.
             EngineError: inference failed.
         """
         self._require_open()
@@ -154,7 +174,10 @@ class Inspector:
         _native.check(status, self._lib.grd_inspector_message(self._handle))
         patches = (_native.PatchResult * grid.count)()
         result = _native.Result(patches=patches, patch_capacity=grid.count)
-        maps = rebuilt = None
+        maps = rebuilt = mask = None
+        if roi is not None:
+            mask = checked_mask(roi, h, w)
+            result.roi = ctypes.pointer(_native.view(mask[None, None]))
         if heatmap:
             maps = np.empty((1, 1, grid.scaled_h, grid.scaled_w), np.float32)
             result.heatmap = ctypes.pointer(_native.view(maps))
@@ -164,7 +187,8 @@ class Inspector:
             result.x_hat = ctypes.pointer(_native.view(rebuilt))
         status = self._lib.grd_inspector_inspect(self._handle, ctypes.byref(source), ctypes.byref(result))
         _native.check(status, self._lib.grd_inspector_message(self._handle))
-        table = np.ctypeslib.as_array(patches)
+        count = result.patch_count
+        table = np.ctypeslib.as_array(patches)[:count]
         return Inspection(
             decision=DECISIONS[result.decision],
             score=float(result.score),
@@ -173,8 +197,10 @@ class Inspector:
             phi=table["phi"].copy(),
             phi_local=table["phi_local"].copy(),
             defective=table["decision"] == 1,
+            regions=table["region"].copy(),
+            region_names=self.region_names,
             heatmap=None if maps is None else maps[0, 0],
-            x_hat=rebuilt,
+            x_hat=None if rebuilt is None else rebuilt[:count],
             times_ms={stage: getattr(result, f"{stage}_ms") for stage in ("cut", "infer", "score", "total")},
         )
 

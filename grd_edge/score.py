@@ -52,7 +52,12 @@ class PatchScores(NamedTuple):
 
 
 def score_patches_f64(
-    x: np.ndarray, x_hat: np.ndarray, *, window: Window = "gaussian", local_window_px: int = LOCAL_WINDOW_PX
+    x: np.ndarray,
+    x_hat: np.ndarray,
+    *,
+    window: Window = "gaussian",
+    local_window_px: int = LOCAL_WINDOW_PX,
+    roi: np.ndarray | None = None,
 ) -> PatchScores:
     """The definition: textbook SSIM in float64 on the values as stored.
 
@@ -63,24 +68,30 @@ def score_patches_f64(
             Gaussian window.
         window: "gaussian", 11x11 with sigma 1.5 at valid positions, or "box", 11x11 mean with zeros outside.
         local_window_px: extent w of the local mean of phi_local in px, >= 1; cut to the map's size.
+        roi: (N, H, W) bool, pixels of interest, at least one in each patch: the others are 0 in both images, and phi
+            is the mean over the positions whose window holds one. None: all pixels.
 
     Returns:
         Scores as float64 arrays. Identical patches score exactly 0.
 
     Raises:
-        InputError: dtype, shape, window or local_window_px that cannot be used.
+        InputError: dtype, shape, window, local_window_px or roi that cannot be used.
 
-    Source: docs/method.md, section 5.
+    Source: docs/method.md, sections 5 and 6.
     """
     x, x_hat = np.asarray(x), np.asarray(x_hat)
     floats = all(a.dtype in (np.float16, np.float32, np.float64) for a in (x, x_hat))
     _check(x.shape, x_hat.shape, floats, f"{x.dtype} and {x_hat.dtype}", window)
+    share = np.ones(len(x))
+    if roi is not None:
+        share = _interest_share(roi, x.shape, window)
+        x, x_hat = (np.where(roi[:, None], a, a.dtype.type(0)) for a in (x, x_hat))
     phi, phi_local, heatmap = np.empty(len(x)), np.empty(len(x)), np.empty((len(x), 1, *x.shape[2:]))
     with np.errstate(invalid="ignore", over="ignore"):
         for i in range(len(x)):
             a, b = x[i].astype(np.float64), x_hat[i].astype(np.float64)
             distance = _ssim_distance_f64(a, b, window)
-            phi[i] = distance.mean()
+            phi[i] = distance.mean() / share[i]
             phi_local[i] = _local_mean_f64(distance.mean(axis=0), local_window_px).max()
             heatmap[i, 0] = np.abs(a - b).mean(axis=0)
     return PatchScores(phi, phi_local, heatmap)
@@ -131,6 +142,7 @@ def score_patches_torch(
     *,
     window: Window = "gaussian",
     local_window_px: int = LOCAL_WINDOW_PX,
+    roi: np.ndarray | None = None,
     filters: Literal["float64", "float32"] = "float64",
 ) -> PatchScores:
     """Scores as tensors, without gradients: the fastest eager form within the contract.
@@ -154,7 +166,7 @@ def score_patches_torch(
         Args:
             x, x_hat: floating point tensors of equal shape (N, C, H, W) on one device, nominally in [0, 1]. Half
                 precision is converted to float32 first.
-            window, local_window_px: as in `score_patches_f64`.
+            window, local_window_px, roi: as in `score_patches_f64`.
             filters: precision of the filters; float64 tensors are computed in float64 throughout.
 
         Returns:
@@ -172,6 +184,10 @@ def score_patches_torch(
         raise InputError(f"filters is {filters!r}; expected 'float64' or 'float32'")
     local_window_px = _checked_local(local_window_px)
     n, channels, h, w = x.shape
+    if roi is not None:
+        share = torch.from_numpy(_interest_share(roi, tuple(x.shape), window)).to(x.device)
+        outside = torch.from_numpy(~roi[:, None]).to(x.device)
+        x, x_hat = x.masked_fill(outside, 0), x_hat.masked_fill(outside, 0)
     dtype = _dtype_of(x)
     work = torch.float64 if filters == "float64" else _exact_dtype(dtype)
     phi, phi_local = x.new_empty(n, dtype=dtype), x.new_empty(n, dtype=dtype)
@@ -189,6 +205,8 @@ def score_patches_torch(
             phi[part] = distance.mean(2).mean(0)  # at once over both axes, PyTorch is off by up to 4e-7
             taps = min(local_window_px, distance.shape[0], distance.shape[2])
             phi_local[part] = _filter(distance.to(_exact_dtype(dtype)), (1 / taps,) * taps).amax((0, 2)).to(dtype)
+    if roi is not None:
+        phi = (phi.double() / share).to(dtype)
     return PatchScores(phi, phi_local, heatmap)
 
 
@@ -203,6 +221,25 @@ def window_taps(window: Window) -> tuple[float, ...]:
     radius = WINDOW_PX // 2
     weights = [math.exp(-((i - radius) ** 2) / (2 * WINDOW_SIGMA_PX**2)) for i in range(WINDOW_PX)]
     return tuple(weight / math.fsum(weights) for weight in weights)
+
+
+def _interest_share(roi: np.ndarray, shape: tuple[int, ...], window: Window) -> np.ndarray:
+    """(N,) float64: share of the positions of a map whose window holds a pixel of interest.
+
+    Source: docs/method.md, section 6.
+    """
+    expected = (shape[0], *shape[2:])
+    if roi.dtype != np.bool_ or roi.shape != expected or not roi.any(axis=(1, 2)).all():
+        raise InputError(
+            f"masks of interest are {roi.dtype} {roi.shape}; expected bool {expected} with a pixel set in each, as a "
+            "patch without one is not scored"
+        )
+    if window == "box":
+        margin = WINDOW_PX // 2
+        roi = np.pad(roi, ((0, 0), (margin, margin), (margin, margin)))
+    for axis in (1, 2):
+        roi = np.lib.stride_tricks.sliding_window_view(roi, WINDOW_PX, axis).any(axis=-1)
+    return roi.mean(axis=(1, 2))
 
 
 # ------------------------------------------------------------------ float64

@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
-from grd_edge.cli.common import CheckpointPath, Data, Json, load_dataset, print_json, print_rows
+from grd_edge.cli.common import CheckpointPath, Data, Json, each_category, load_dataset, print_json, print_rows
 
 
+@each_category(
+    inputs={"checkpoint": ".safetensors"}, outputs={"output": ".json"}, columns=("ranges", "tensors", "patches")
+)
 def calibrate(
     checkpoint: CheckpointPath,
     data: Data,

@@ -14,6 +14,7 @@ from grd_edge.cli.common import (
     Profile,
     Settings,
     TrainingBar,
+    each_category,
     err,
     is_first_process,
     load_dataset,
@@ -23,6 +24,7 @@ from grd_edge.cli.common import (
 )
 
 
+@each_category(outputs={"output": ".safetensors"}, columns=("checkpoint", "train_images", "steps", "seconds"))
 def train(
     data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write.")] = Path(
@@ -41,7 +43,7 @@ def train(
     num_nodes: Annotated[int | None, typer.Option(min=1, help="Machines; each runs this command.")] = None,
     json_: Json = False,
 ) -> None:
-    """Train the generator on good images."""
+    """Train the generator on good images; for a benchmark root one for each category, into the folder OUTPUT."""
     from grd_edge.config import load_config
     from grd_edge.train import Watcher, train_run
 

@@ -10,10 +10,8 @@
 #include <vector>
 
 #include "../patchify/patchify.h"
-#include "backend.h"
-#include "buffer.h"
-#include "bundle.h"
 #include "failure.h"
+#include "inspector.h"
 
 namespace grd {
 namespace {
@@ -41,90 +39,6 @@ grd_view dense_view(float *data, int64_t n, int64_t c, int64_t h, int64_t w) {
     return view;
 }
 
-/* Checks a view that the caller wants filled. */
-void check_output(const grd_view &view, const char *name, int64_t n, int64_t c, int64_t h, int64_t w, bool dense) {
-    if (view.data == nullptr)
-        fail(GRD_ERR_ARGUMENT, text("result.%s has no data; pass NULL when it is not wanted", name));
-    if (view.dtype != GRD_FLOAT32)
-        fail(GRD_ERR_DTYPE, text("result.%s has dtype %d, expected FLOAT32", name, view.dtype));
-    if (view.space != GRD_SPACE_HOST)
-        fail(GRD_ERR_SPACE, text("result.%s lies in space %d, expected host memory", name, view.space));
-    const int64_t want[4] = {n, c, h, w};
-    const int64_t strides[4] = {c * h * w * 4, h * w * 4, w * 4, 4};
-    bool unset = true;
-    for (int i = 0; i < 4; ++i) unset = unset && view.stride_bytes[i] == 0;
-    for (int i = 0; i < 4; ++i)
-        if (view.extent[i] != want[i])
-            fail(GRD_ERR_SHAPE,
-                 text("result.%s is %lldx%lldx%lldx%lld, expected %lldx%lldx%lldx%lld; ask grd_inspector_grid first",
-                      name, static_cast<long long>(view.extent[0]), static_cast<long long>(view.extent[1]),
-                      static_cast<long long>(view.extent[2]), static_cast<long long>(view.extent[3]),
-                      static_cast<long long>(n), static_cast<long long>(c), static_cast<long long>(h),
-                      static_cast<long long>(w)));
-    for (int i = 0; dense && i < 4; ++i)
-        if (!unset && want[i] > 1 && view.stride_bytes[i] != strides[i])
-            fail(GRD_ERR_STRIDE, text("result.%s has strides, expected dense memory", name));
-}
-
-} // namespace
-} // namespace grd
-
-struct grd_inspector {
-    mutable std::string message; /* also of calls that change nothing else */
-    std::string variant;
-    std::string engine_version;
-    grd_bundle_info info = {};
-    int32_t batch_limit = 0;
-    const grd_backend *backend = nullptr;
-    void *engine = nullptr;
-    grd::Buffer cut_workspace, score_workspace, x, x_hat, phi, phi_local, sorted, heatmaps, line;
-
-    ~grd_inspector() {
-        if (engine != nullptr) backend->engine_close(engine);
-    }
-
-    grd_score_params score_params() const {
-        grd_score_params params = {};
-        params.struct_size = sizeof(params);
-        params.window = info.window;
-        params.local_window_px = info.local_window_px;
-        params.variant = variant.empty() ? nullptr : variant.c_str();
-        params.workspace = score_workspace.data();
-        params.workspace_bytes = score_workspace.size();
-        return params;
-    }
-};
-
-namespace grd {
-namespace {
-
-/* What a failed cut has to say. */
-[[noreturn]] void fail_cut(grd_status status, const grd_view &frame, const grd_cut_params &cut) {
-    const std::string size = text("frame %lldx%lldx%lld", static_cast<long long>(frame.extent[2]),
-                                  static_cast<long long>(frame.extent[3]), static_cast<long long>(frame.extent[1]));
-    switch (status) {
-    case GRD_ERR_FRAME_SIZE:
-        fail(status, size + text(" is smaller than a patch of %dx%d at working scale %d px; use larger frames, or a "
-                                 "bundle with padding \"reflect\"",
-                                 cut.patch_h, cut.patch_w, cut.scale_px));
-    case GRD_ERR_FRAME_CHANNELS:
-        fail(status, size + text(" has channels that this bundle cannot take, it works on %d; give frames of %s",
-                                 cut.channels, cut.channels == 1 ? "1 channel or 3 (RGB)" : "3 channels (RGB)"));
-    case GRD_ERR_SHAPE:
-        fail(status, size + text(" of %lld images is not taken, expected one image with sides of 1 to %lld px before "
-                                 "and after scaling",
-                                 static_cast<long long>(frame.extent[0]), static_cast<long long>(kMaxSidePx)));
-    case GRD_ERR_DTYPE:
-        fail(status, size + text(" has dtype %d, expected UINT8 or UINT16", frame.dtype));
-    case GRD_ERR_SPACE:
-        fail(status, size + text(" lies in space %d, expected host memory", frame.space));
-    case GRD_ERR_ARGUMENT:
-        fail(status, size + " has no data; set view.data");
-    default:
-        fail(status, size + " cannot be cut (" + grd_status_name(status) + ")");
-    }
-}
-
 grd_grid grid_of_frame(const grd_inspector &inspector, const grd_view &frame) {
     grd_grid grid = {};
     grid.struct_size = sizeof(grid);
@@ -141,7 +55,8 @@ void check_open_params(const grd_inspector_params &params) {
         fail(GRD_ERR_ARGUMENT, text("threads is %d, expected 0 (all cores) to 4096", params.threads));
     if (params.batch_limit < 0 || params.batch_limit > 1024)
         fail(GRD_ERR_ARGUMENT, text("batch_limit is %d, expected 1 to 1024, or 0 for 16", params.batch_limit));
-    if (params.reserved != 0) fail(GRD_ERR_ARGUMENT, text("params.reserved is %d, expected 0", params.reserved));
+    if (params.undecided != 0 && params.undecided != 1)
+        fail(GRD_ERR_ARGUMENT, text("params.undecided is %d, expected 0 or 1", params.undecided));
 }
 
 const Engine &chosen_engine(const grd_bundle &bundle, const grd_inspector_params &params) {
@@ -164,7 +79,7 @@ const Engine &chosen_engine(const grd_bundle &bundle, const grd_inspector_params
 void open_engine(const grd_bundle &bundle, const grd_inspector_params &params, grd_inspector *inspector) {
     const Engine &engine = chosen_engine(bundle, params);
     inspector->backend = backend_by_name(engine.backend, params.backend_dir);
-    const Bytes &bytes = bundle.engine_bytes.at(engine.file);
+    const Bytes &bytes = bundle.kept_bytes.at(engine.file);
     grd_engine_desc desc = {};
     desc.struct_size = sizeof(desc);
     desc.threads = params.threads;
@@ -215,11 +130,19 @@ void infer(grd_inspector *inspector, int32_t count) {
     }
 }
 
-void score(grd_inspector *inspector, const grd_grid &grid, bool with_heatmap) {
+/* Overwrites x and x_hat where they are of no interest. */
+void score(grd_inspector *inspector, bool with_heatmap) {
     const grd_cut_params &cut = inspector->info.cut;
-    const grd_view x = dense_view(inspector->x.floats(), grid.count, cut.channels, cut.patch_h, cut.patch_w);
-    const grd_view x_hat = dense_view(inspector->x_hat.floats(), grid.count, cut.channels, cut.patch_h, cut.patch_w);
-    const grd_view heatmaps = dense_view(inspector->heatmaps.floats(), grid.count, 1, cut.patch_h, cut.patch_w);
+    const Selection &selection = inspector->selection;
+    const int32_t count = selection.count();
+    for (int32_t i = 0; i < count; ++i) {
+        if (!selection.patch(i).partial) continue;
+        selection.clear_outside(cut, i, inspector->x.floats());
+        selection.clear_outside(cut, i, inspector->x_hat.floats());
+    }
+    const grd_view x = dense_view(inspector->x.floats(), count, cut.channels, cut.patch_h, cut.patch_w);
+    const grd_view x_hat = dense_view(inspector->x_hat.floats(), count, cut.channels, cut.patch_h, cut.patch_w);
+    const grd_view heatmaps = dense_view(inspector->heatmaps.floats(), count, 1, cut.patch_h, cut.patch_w);
     grd_score_outputs outputs = {};
     outputs.struct_size = sizeof(outputs);
     outputs.phi = inspector->phi.floats();
@@ -230,6 +153,8 @@ void score(grd_inspector *inspector, const grd_grid &grid, bool with_heatmap) {
     if (status != GRD_OK)
         fail(status, text("patches of %dx%dx%d cannot be scored (%s)", cut.channels, cut.patch_h, cut.patch_w,
                           grd_status_name(status)));
+    for (int32_t i = 0; i < count; ++i)
+        outputs.phi[i] = static_cast<float>(outputs.phi[i] / selection.patch(i).share);
 }
 
 /* The k-th largest of the deciding scores, k <= count. NaN when any is NaN. */
@@ -243,39 +168,51 @@ float product_score(const float *scores, int32_t count, int32_t k, float *sorted
     return *kth;
 }
 
-void check_result(const grd_inspector &inspector, const grd_grid &grid, const grd_result &result) {
-    const grd_cut_params &cut = inspector.info.cut;
-    if (inspector.info.has_decision && grid.count < inspector.info.k) /* it could never be rejected */
-        fail(GRD_ERR_FRAME_SIZE, text("the frame has %d patches, fewer than the k of %d that make a product defective; "
-                                      "use larger frames, or recalibrate with a smaller k",
-                                      grid.count, inspector.info.k));
-    if (result.patches != nullptr && result.patch_capacity < grid.count)
-        fail(GRD_ERR_BUFFER, text("result.patches holds %lld, the frame has %d patches; ask grd_inspector_grid first",
-                                  static_cast<long long>(result.patch_capacity), grid.count));
-    if (result.heatmap != nullptr) check_output(*result.heatmap, "heatmap", 1, 1, grid.scaled_h, grid.scaled_w, false);
-    if (result.x_hat != nullptr)
-        check_output(*result.x_hat, "x_hat", grid.count, cut.channels, cut.patch_h, cut.patch_w, true);
+/* Made once for frames of one size, unless the caller brings a mask. */
+void select_patches(grd_inspector *inspector, const grd_grid &grid, const grd_view &frame, const grd_view *roi) {
+    const int64_t h = frame.extent[2], w = frame.extent[3];
+    if (inspector->frame_h != 0 && (h != inspector->frame_h || w != inspector->frame_w))
+        fail(GRD_ERR_FRAME_SIZE,
+             text("the frame is %lldx%lld px but the regions were drawn on frames of %dx%d px; use frames of that "
+                  "size, or draw the regions again",
+                  static_cast<long long>(h), static_cast<long long>(w), inspector->frame_h, inspector->frame_w));
+    const Mask mask = mask_of_frame(*inspector, frame, roi);
+    if (roi == nullptr && inspector->selected_h == h && inspector->selected_w == w) return;
+    inspector->selected_h = inspector->selected_w = 0; /* until it is complete */
+    inspector->selection.choose(inspector->info.cut, grid, h, w, inspector->regions, mask,
+                                inspector->info.window == GRD_WINDOW_BOX);
+    if (roi == nullptr) inspector->selected_h = h, inspector->selected_w = w;
 }
 
-void decide(grd_inspector *inspector, const grd_grid &grid, grd_result *result) {
+void decide(grd_inspector *inspector, grd_result *result) {
     const grd_bundle_info &info = inspector->info;
+    const std::vector<Region> &regions = inspector->regions;
+    const int32_t count = inspector->selection.count();
     const float *phi = inspector->phi.floats(), *phi_local = inspector->phi_local.floats();
     const float *deciding = info.decides_local ? phi_local : phi;
+    float *margins = inspector->margins.floats();
     int32_t defective = 0;
-    for (int32_t i = 0; i < grid.count; ++i) {
-        const bool bad = info.has_decision && !(deciding[i] < info.threshold); /* true for NaN */
+    for (int32_t i = 0; i < count; ++i) {
+        const SelectedPatch &chosen = inspector->selection.patch(i);
+        const float threshold = info.has_decision ? regions[static_cast<size_t>(chosen.region)].threshold : 0;
+        const bool bad = info.has_decision && !(deciding[i] < threshold); /* true for NaN */
+        margins[i] = deciding[i] - threshold; /* 0 only for equal operands, so its sign is the decision */
         defective += bad ? 1 : 0;
         if (result->patches == nullptr) continue;
         grd_patch_result patch = {};
-        grd_cut_position(&info.cut, &grid, i, &patch.y_px, &patch.x_px);
+        patch.y_px = chosen.y_px;
+        patch.x_px = chosen.x_px;
+        patch.region = chosen.region;
         patch.decision = !info.has_decision ? GRD_UNDECIDED : bad ? GRD_DEFECTIVE : GRD_GOOD;
         patch.phi = phi[i];
         patch.phi_local = phi_local[i];
         result->patches[i] = patch;
     }
-    result->score = product_score(deciding, grid.count, info.has_decision ? info.k : 1, inspector->sorted.floats());
-    result->threshold = info.threshold;
-    result->patch_count = grid.count;
+    const bool several = regions.size() > 1;
+    result->score =
+        product_score(several ? margins : deciding, count, info.has_decision ? info.k : 1, inspector->sorted.floats());
+    result->threshold = several ? 0 : info.threshold;
+    result->patch_count = count;
     result->defective_count = defective;
     result->decision = !info.has_decision ? GRD_UNDECIDED : defective >= info.k ? GRD_DEFECTIVE : GRD_GOOD;
 }
@@ -290,33 +227,36 @@ grd_status inspect(grd_inspector *inspector, const grd_view *frame, grd_result *
     Stopwatch total, stage;
     const grd_cut_params &cut = inspector->info.cut;
     const grd_grid grid = grid_of_frame(*inspector, *frame);
+    select_patches(inspector, grid, *frame, result->roi);
     check_result(*inspector, grid, *result);
 
-    const size_t count = static_cast<size_t>(grid.count), floats = sizeof(float);
+    const int32_t inspected = inspector->selection.count();
+    const int32_t *slots = inspector->selection.slots();
+    const size_t count = static_cast<size_t>(inspected), floats = sizeof(float);
     const size_t patch_px = static_cast<size_t>(cut.patch_h) * static_cast<size_t>(cut.patch_w);
     const size_t patches_bytes = count * static_cast<size_t>(cut.channels) * patch_px * floats;
     inspector->cut_workspace.reserve(grd_cut_workspace_bytes(&cut, frame->extent[2], frame->extent[3]));
     inspector->x.reserve(patches_bytes);
     inspector->x_hat.reserve(patches_bytes);
-    for (Buffer *scores : {&inspector->phi, &inspector->phi_local, &inspector->sorted}) scores->reserve(count * floats);
+    for (Buffer *scores : {&inspector->phi, &inspector->phi_local, &inspector->margins, &inspector->sorted})
+        scores->reserve(count * floats);
     if (result->heatmap != nullptr) {
         inspector->heatmaps.reserve(count * patch_px * floats);
-        inspector->line.reserve(static_cast<size_t>(grid.scaled_w) * floats);
+        inspector->line.reserve(2 * static_cast<size_t>(grid.scaled_w) * floats);
     }
 
-    const grd_view patches = dense_view(inspector->x.floats(), grid.count, cut.channels, cut.patch_h, cut.patch_w);
-    const grd_status status =
-        grd_cut_frame(&cut, frame, &patches, inspector->cut_workspace.data(), inspector->cut_workspace.size());
+    const grd_status status = cut_frame(cut, frame, slots, inspected, inspector->x.floats(),
+                                        inspector->cut_workspace.data(), inspector->cut_workspace.size());
     if (status != GRD_OK) fail_cut(status, *frame, cut);
     const double cut_ms = stage.lap_ms();
-    infer(inspector, grid.count);
-    const double infer_ms = stage.lap_ms();
-    score(inspector, grid, result->heatmap != nullptr);
-    if (result->heatmap != nullptr)
-        stitch(cut, grid, inspector->heatmaps.floats(), *result->heatmap, inspector->line.floats());
-    const double score_ms = stage.lap_ms();
-    decide(inspector, grid, result);
+    infer(inspector, inspected);
     if (result->x_hat != nullptr) std::memcpy(result->x_hat->data, inspector->x_hat.data(), patches_bytes);
+    const double infer_ms = stage.lap_ms();
+    score(inspector, result->heatmap != nullptr);
+    if (result->heatmap != nullptr)
+        stitch(cut, grid, slots, inspector->heatmaps.floats(), *result->heatmap, inspector->line.floats());
+    const double score_ms = stage.lap_ms();
+    decide(inspector, result);
     result->cut_ms = cut_ms;
     result->infer_ms = infer_ms;
     result->score_ms = score_ms;
@@ -343,6 +283,15 @@ grd_status grd_inspector_open(const grd_bundle *bundle, const grd_inspector_para
             used = *params;
         }
         inspector->info = bundle->description.info;
+        inspector->roi = bundle->roi;
+        if (used.undecided) {
+            inspector->info.has_decision = inspector->info.k = inspector->info.region_count = 0;
+            inspector->info.threshold = std::numeric_limits<float>::quiet_NaN();
+        } else {
+            inspector->regions = bundle->description.regions;
+            inspector->frame_h = bundle->description.frame_h;
+            inspector->frame_w = bundle->description.frame_w;
+        }
         inspector->batch_limit = used.batch_limit > 0 ? used.batch_limit : 16;
         inspector->variant = used.score_variant != nullptr ? used.score_variant : "";
         const grd_score_params scoring = inspector->score_params();

@@ -115,6 +115,52 @@ def test_recalibrate_changes_thresholds_and_nothing_else(trained, parts, tmp_pat
     assert "not certified" in done.stderr and "99" in done.stderr
 
 
+def test_recalibrate_takes_labels_and_regions(trained, parts, tmp_path):
+    bundle = shutil.copytree(trained / "p.grdb", tmp_path / "p.grdb")
+    fit = json.loads(run("recalibrate", bundle, "--labelled", parts / "test", "--json").stdout)
+    assert fit["method"] == "labelled" and fit["good"] == 12 and fit["defective"] == 12
+    assert fit["thresholds"] == {"frame": fit["threshold"]}
+    regions = tmp_path / "regions.yaml"
+    regions.write_text(
+        "frame_px: [48, 48]\n"
+        "regions:\n"
+        "- {name: top, areas: [[0, 0, 24, 48]]}\n"
+        "- {name: bottom, areas: [[24, 0, 20, 48], [44, 0, 4, 48]]}\n",
+        encoding="utf-8",
+    )
+    good = ("recalibrate", bundle, "--good", parts / "test" / "good")
+    fit = json.loads(run(*good, "--regions", regions, "--alpha", 0.2, "--run-agreement", 0.8, "--json").stdout)
+    assert list(fit["thresholds"]) == ["top", "bottom"] and fit["threshold"] is None and fit["run_agreement"] == 0.8
+    shown = run("inspect", bundle).stdout
+    assert "top: 0." in shown and "y=44 x=0 4x48 px" in shown and "agree at 0.8" in shown and "good_only" in shown
+    before = (bundle / "decision.json").read_bytes()
+    assert "one region" in refused("recalibrate", bundle, "--labelled", parts / "test")
+    regions.write_text("regions: [{nome: top}]\n", encoding="utf-8")
+    assert "region 0" in refused(*good, "--regions", regions)
+    assert "needs good/" in refused("recalibrate", bundle, "--labelled", parts / "train")
+    run("recalibrate", bundle, code=2)
+    run(*good, "--labelled", parts / "test", code=2)
+    assert (bundle / "decision.json").read_bytes() == before
+
+
+def test_build_seals_the_mask_and_takes_the_regions_of_a_dataset(trained, parts, tmp_path):
+    from grd_edge.regions import pgm_from_mask
+
+    data = shutil.copytree(parts, tmp_path / "parts")
+    mask = np.zeros((48, 48), np.uint8)
+    mask[:, :36] = 255
+    cv2 = pytest.importorskip("cv2")
+    cv2.imwrite(str(data / "roi.png"), mask)
+    (data / "regions.yaml").write_text(
+        "frame_px: [48, 48]\nregions: [{name: left, areas: [[0, 0, 48, 24]]}, {name: rest}]\n", encoding="utf-8"
+    )
+    built = run("build", "bundle", trained / "c.safetensors", "-o", tmp_path / "r.grdb", "--data", data, "--json")
+    assert list(json.loads(built.stdout)["thresholds"]) == ["left", "rest"]
+    assert (tmp_path / "r.grdb" / "roi.pgm").read_bytes() == pgm_from_mask(mask)
+    shown = run("inspect", tmp_path / "r.grdb").stdout
+    assert "75.0% of 48x48 px" in shown and "rest: " in shown
+
+
 def test_inspect_describes_and_verifies(trained, tmp_path):
     assert "cpu-fp32" in run("inspect", trained / "p.grdb").stdout
     bundle = shutil.copytree(trained / "p.grdb", tmp_path / "p.grdb")

@@ -22,6 +22,7 @@ def build_native(folder: Path, *options: str) -> Path:
         "-G",
         "Ninja",
         "-DGRD_BUILD_TESTS=ON",
+        "-DGRD_BUILD_FUZZERS=ON",
         "-DGRD_WERROR=ON",
         f"-DPython_EXECUTABLE={sys.executable}",
         *options,
