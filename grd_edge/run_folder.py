@@ -89,7 +89,7 @@ class RunFolder:
     def clear(self) -> None:
         """Removes what an earlier run left, its state first: a half-removed run can never be resumed."""
         try:
-            for name in ("last.safetensors", "best.safetensors", "log.csv", "config.yaml"):
+            for name in ("last.safetensors", "best.safetensors", "log.csv", "config.yaml", "manifest.json"):
                 (self.path / name).unlink(missing_ok=True)
             for name in ("previews", "tensorboard"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
