@@ -6,7 +6,6 @@ Source: docs/bundle.md for the format, docs/method.md, section 8 for the thresho
 from __future__ import annotations
 
 import datetime
-import getpass
 import platform
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -35,12 +34,19 @@ TARGETS = ("cpu",)
 
 
 def bundle_from_checkpoint(
-    checkpoint: Checkpoint, path: Path, *, name: str | None = None, roi: np.ndarray | None = None
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    name: str | None = None,
+    roi: np.ndarray | None = None,
+    finish: Callable[[Path], object] = lambda folder: None,
 ) -> Bundle:
-    """Exports the model and writes a `cpu` bundle without thresholds; the engine is checked against torch.
+    """Exports the model and writes a `cpu` bundle; the engine is checked against torch.
 
     Args:
         roi: (H, W) mask of interest of every frame, nonzero = of interest; it is sealed with the model.
+        finish: called with the checked bundle before it takes its place, such as to fit its thresholds; where it
+            raises, an older bundle at `path` stays as it was.
 
     Raises:
         CheckFailedError: the native engine does not reproduce torch; an older bundle at `path` stays as it was.
@@ -78,7 +84,12 @@ def bundle_from_checkpoint(
     if roi is not None:
         manifest["roi"] = bundles.ROI
         files[bundles.ROI] = pgm_from_mask(roi)
-    return bundles.write_bundle(path, manifest, files, check=lambda folder: _check_engine(folder, checkpoint))
+
+    def check(folder: Path) -> None:
+        _check_engine(folder, checkpoint)
+        finish(folder)
+
+    return bundles.write_bundle(path, manifest, files, check=check)
 
 
 def roi_of_dataset(dataset: Dataset) -> np.ndarray | None:
@@ -184,7 +195,6 @@ def recalibrated_bundle(
         "engine": {"target": "cpu", "precision": bundle.manifest["precision"]["chosen"]["cpu"], "version": version},
         "images_sha256": sha256_hex("\n".join(sorted(sample.sha256 for sample in samples)).encode()),
         "grd_edge": metadata.version("grd-edge"),
-        "user": _user(),
         "machine": platform.machine(),
         "fitted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -243,14 +253,6 @@ def _product_patches(
             )
         products.append(_Product(scores, index, any(sample.defective for sample in of_product[key])))
     return products
-
-
-def _user() -> str | None:
-    """Who fits thresholds, as far as the system tells."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return None
 
 
 def calibration_patches(checkpoint: Checkpoint, samples: Sequence[Sample]):

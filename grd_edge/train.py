@@ -21,6 +21,7 @@ from lightning_fabric import Fabric
 
 from grd_edge.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from grd_edge.config import Config
+from grd_edge.data.check import check_dataset
 from grd_edge.data.dataset import Dataset, content_ids
 from grd_edge.data.frames import BatchLoader, FrameStore, grid_from_config
 from grd_edge.data.manifest import write_manifest
@@ -74,6 +75,7 @@ class _Run:
 
     def __init__(self, dataset: Dataset, config: Config, fabric: Fabric, folder: RunFolder | None, watch: Watcher):
         self.dataset, self.config, self.fabric, self.folder, self.watch = dataset, config, fabric, folder, watch
+        check_dataset(dataset, config)
         self.state = TrainingState(config, fabric)
         self.best_weights: dict[str, torch.Tensor] | None = None
         validated = dataset.validation and fabric.is_global_zero

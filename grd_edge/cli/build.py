@@ -60,22 +60,29 @@ def bundle(
     """
     from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle, roi_of_dataset
     from grd_edge.checkpoint import read_checkpoint
+    from grd_edge.data.check import check_dataset
 
     trained = read_checkpoint(checkpoint)
-    decision = trained.config.decision
-    # Everything that can be wrong with the data is found before anything is written.
-    dataset = load_dataset(data, seed=trained.config.train.seed, need_test=False) if data else None
-    built = bundle_from_checkpoint(trained, output, roi=roi_of_dataset(dataset) if dataset else None)
-    if dataset:
+    if data is None:
+        built = bundle_from_checkpoint(trained, output)
+    else:
+        decision = trained.config.decision
+        dataset = load_dataset(data, seed=trained.config.train.seed, need_test=False)
+        check_dataset(dataset, trained.config)
         with progress() as bar:
-            built = recalibrated_bundle(
+            built = bundle_from_checkpoint(
+                trained,
                 output,
-                dataset.calibration,
-                alpha=decision.alpha if alpha is None else alpha,
-                k=decision.k,
-                run_agreement=decision.run_agreement,
-                regions=dataset.regions,
-                on_progress=ImageBar(bar, "calibrate", len(dataset.calibration)),
+                roi=roi_of_dataset(dataset),
+                finish=lambda folder: recalibrated_bundle(
+                    folder,
+                    dataset.calibration,
+                    alpha=decision.alpha if alpha is None else alpha,
+                    k=decision.k,
+                    run_agreement=decision.run_agreement,
+                    regions=dataset.regions,
+                    on_progress=ImageBar(bar, "calibrate", len(dataset.calibration)),
+                ),
             )
     engines = [f"{engine['target']}-{engine['precision']}" for engine in built.manifest["engines"]]
     thresholds = dict(zip(built.regions.names, built.thresholds, strict=True)) if built.decision else {}

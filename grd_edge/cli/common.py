@@ -38,13 +38,13 @@ CheckpointPath = Annotated[
 ]
 
 
-def load_dataset(data: str, *, seed: int = 0, need_test: bool = True, need_validation: bool = False):
-    """The dataset that `--data` names."""
+def load_dataset(data: str, *, seed: int = 0, **needs: bool):
+    """The dataset that `--data` names; `needs` (need_train, need_validation, need_test) as of `dataset_from_folder`."""
     from grd_edge.data.dataset import dataset_from_elpv, dataset_from_folder
 
     if data == "elpv":
-        return dataset_from_elpv(seed=seed, need_validation=need_validation)
-    return dataset_from_folder(Path(data), seed=seed, need_test=need_test, need_validation=need_validation)
+        return dataset_from_elpv(seed=seed, need_validation=needs.get("need_validation", False))
+    return dataset_from_folder(Path(data), seed=seed, **needs)
 
 
 def is_first_process() -> bool:

@@ -62,7 +62,7 @@ def eval_(
     from grd_edge.files import write_atomically
     from grd_edge.results import csv_lines
 
-    samples = load_dataset(data, seed=seed).test
+    samples = load_dataset(data, seed=seed, need_train=False).test
     with progress() as bar:
         result, scored = evaluated_bundle(
             bundle,
