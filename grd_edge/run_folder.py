@@ -5,11 +5,14 @@ Layout: docs/design/foundation.md.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import fcntl
 import importlib
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -74,7 +77,8 @@ class RunFolder:
     def close(self) -> None:
         for stream in (self._log, self._board, self._lock):
             if stream is not None:
-                stream.close()
+                with contextlib.suppress(OSError):  # curves that do not fit on the disk are no reason to lose a run
+                    stream.close()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -85,7 +89,7 @@ class RunFolder:
     def clear(self) -> None:
         """Removes what an earlier run left, its state first: a half-removed run can never be resumed."""
         try:
-            for name in ("last.safetensors", "best.safetensors", "log.csv", "config.yaml"):
+            for name in ("last.safetensors", "best.safetensors", "log.csv", "config.yaml", "manifest.json"):
                 (self.path / name).unlink(missing_ok=True)
             for name in ("previews", "tensorboard"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
@@ -120,7 +124,7 @@ class RunFolder:
         rows = []
         if step and path.exists():
             with open(path, newline="", encoding="utf-8") as stream:
-                rows = [row for row in csv.DictReader(stream) if (row["step"] or "").isdigit()]
+                rows = [row for row in csv.DictReader(stream) if None not in row.values() and row["step"].isdigit()]
         kept = [_line(COLUMNS), *(_line(row.get(c) or "" for c in COLUMNS) for row in rows if int(row["step"]) <= step)]
         write_atomically(path, "".join(kept).encode())
         try:
@@ -140,7 +144,9 @@ class RunFolder:
     def log(self, row: dict[str, float]) -> None:
         """Appends one row; keys are of COLUMNS."""
         try:
-            self._log.write(_line(f"{row[name]:.9g}" if name in row else "" for name in COLUMNS).encode())
+            line = _line(f"{row[name]:.9g}" if name in row else "" for name in COLUMNS).encode()
+            if self._log.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if self._board is not None:
                 for name, value in row.items():
                     if name != "step":

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from grd_edge.config import Config
 from grd_edge.data.check import check_dataset
 from grd_edge.data.dataset import Dataset, content_ids
 from grd_edge.data.frames import BatchLoader, FrameStore, grid_from_config
+from grd_edge.data.manifest import write_manifest
 from grd_edge.errors import CheckpointError, InputError, StoppedError
 from grd_edge.heap import keep_heap
 from grd_edge.models.generator import Generator
@@ -89,6 +91,7 @@ class _Run:
             world=world,
         )
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with its first part."""
         return {
@@ -104,8 +107,7 @@ class _Run:
     def result(self) -> Checkpoint:
         """Best weights where there is a validation split, else the last ones."""
         course, config = self.course, self.config
-        provenance = self.identity()
-        del provenance["config"]
+        provenance = {key: value for key, value in self.identity.items() if key != "config"}
         provenance |= {
             "validation_images": len(self.dataset.validation),
             "seen": content_ids((*self.dataset.train, *self.dataset.validation))[:SEEN_IMAGES],
@@ -142,9 +144,9 @@ class _Run:
     def resume(self, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
         self.state.load(tensors, about["scaler"])
         for name in ("threads", "torch"):
-            if about[name] != self.identity()[name]:
+            if about[name] != self.identity[name]:
                 self.watch.note(
-                    f"the run began with {name} {about[name]}, now {self.identity()[name]}: "
+                    f"the run began with {name} {about[name]}, now {self.identity[name]}: "
                     "it goes on, but not bit for bit as it would have"
                 )
         if about["course"]["best"]:
@@ -167,7 +169,7 @@ class _Run:
     def save(self) -> None:
         """Writes the whole state where there is a run folder."""
         if self.folder:
-            about = self.identity() | {"course": vars(self.course), "scaler": self.state.scaler()}
+            about = self.identity | {"course": vars(self.course), "scaler": self.state.scaler()}
             self.folder.write_last(self.state.tensors(), about)
 
     # ------------------------------------------------------------------- loop
@@ -319,7 +321,7 @@ def train_run(
                     watch.note(f"{folder.path} holds no state yet, so the training starts from its first step")
                 return None
             tensors, about = found
-            if other := difference(about, run.identity()):
+            if other := difference(about, run.identity):
                 raise CheckpointError(
                     f"{folder.path} cannot be resumed: {other}; give what it began with, or start anew with --overwrite"
                 )
@@ -331,6 +333,7 @@ def train_run(
             run.course = _Course(**course)
             run.state.share()
         if folder and not (course and run.course.finished):
+            write_manifest(folder.path / "manifest.json", dataset)
             folder.start_log(config, run.course.step if course else 0)
             if not folder.has_board:
                 watch.note("tensorboard is not installed, so log.csv is the only log; pip install 'grd-edge[logs]'")

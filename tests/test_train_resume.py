@@ -156,7 +156,16 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_bits(trainer, arg
     tensors = [read_training_state(tmp_path / run / "last.safetensors")[0] for run in ("whole.run", "broken.run")]
     assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
     left = {path.name for path in folder.iterdir()}
-    known = {"last.safetensors", "best.safetensors", "config.yaml", "log.csv", "previews", "tensorboard", "lock"}
+    known = {
+        "last.safetensors",
+        "best.safetensors",
+        "config.yaml",
+        "manifest.json",
+        "log.csv",
+        "previews",
+        "tensorboard",
+        "lock",
+    }
     assert left == known
     assert len(list((folder / "previews").iterdir())) == 8
 
