@@ -22,13 +22,13 @@ from grd_edge.data.dataset import Dataset, Sample, refuse_seen
 from grd_edge.data.frames import grid_from_config, read_frame
 from grd_edge.data.images import read_image, read_mask
 from grd_edge.decide import checked_agreement, checked_k, product_score
-from grd_edge.errors import CheckFailedError, InputError
-from grd_edge.export import TOLERANCE, onnx_from_checkpoint
+from grd_edge.errors import InputError
+from grd_edge.export import check_reconstruction, onnx_from_checkpoint
 from grd_edge.files import sha256_hex
-from grd_edge.patches import working_size
+from grd_edge.patches import prepare_frame, working_size
 from grd_edge.regions import Regions, pgm_from_mask
 from grd_edge.runtime import Inspector
-from grd_edge.thresholds import Objective, fit_good_only, fit_labelled
+from grd_edge.thresholds import Objective, checked_alpha, checked_objective, fit_good_only, fit_labelled
 
 TARGETS = ("cpu",)
 
@@ -114,13 +114,10 @@ def _check_engine(folder: Path, checkpoint: Checkpoint) -> None:
     frame = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     with Inspector(folder) as inspector:
         found = inspector.inspect(frame, roi=np.ones(frame.shape[:2], bool), x_hat=True)  # in place of the bundle's
-    expected = TorchInspector(checkpoint).inspect(frame, x_hat=True)
-    worst = float(np.abs(found.x_hat - expected.x_hat).max())
-    if not worst <= TOLERANCE:
-        raise CheckFailedError(
-            f"the native engine differs from torch by {worst:.2e} in x_hat (allowed {TOLERANCE:.0e}); the bundle is "
-            "not written, please report the profile and the machine"
-        )
+    reference = TorchInspector(checkpoint)
+    expected = reference.inspect(frame, x_hat=True)
+    image = prepare_frame(frame, scale_px=config.geometry.scale_px, channels=config.model.channels)
+    check_reconstruction(found.x_hat, expected.x_hat, reference.grid.cut(image), reference.net, "the native engine")
 
 
 def recalibrated_bundle(
@@ -166,6 +163,8 @@ def recalibrated_bundle(
         )
     if method == "good_only" and (defective := [sample for sample in samples if sample.defective]):
         raise InputError(f"{defective[0].path} is defective and the fit takes good images only; use a labelled fit")
+    # What the fit would refuse after minutes of scoring.
+    checked_alpha(alpha) if method == "good_only" else checked_objective(objective, beta, precision)
     training = bundle.manifest["provenance"].get("training")
     seen = training.get("seen", ()) if isinstance(training, dict) else ()  # provenance is free in content
     refuse_seen(samples, seen, purpose="thresholds")

@@ -105,8 +105,10 @@ class FrameDecision(NamedTuple):
     """What is said of one frame.
 
     Attributes:
-        decision: `good`, `defective`, or `undecided` without thresholds.
-        score: k-th largest patch score; with several thresholds the k-th largest margin. NaN if a patch scored NaN.
+        decision: `good`, `defective`, or `undecided`: without thresholds, and with fewer patches than k, where only the
+            other frames of the product can decide.
+        score: k-th largest patch score (the least of fewer); with several thresholds the same of the margins. NaN if a
+            patch scored NaN.
         threshold: what `score` is compared with: the one threshold, 0 with several, NaN without.
         defective: bool array of the shape of the scores; all False while undecided.
     """
@@ -134,7 +136,9 @@ def frame_decision(
     if thresholds is None:
         return FrameDecision("undecided", product_score(scores), float("nan"), np.zeros(scores.shape, bool))
     defective = patch_decisions(scores, thresholds, regions)
-    decision = "defective" if product_decision(defective, k) else "good"
+    enough = scores.size >= checked_k(k)
+    decision = "undecided" if not enough else "defective" if product_decision(defective, k) else "good"
+    k = min(k, scores.size)
     if np.size(thresholds) > 1:
         return FrameDecision(decision, product_margin(scores, thresholds, regions, k), 0.0, defective)
     threshold = float(np.float32(np.asarray(thresholds).item()))

@@ -392,6 +392,14 @@ def reference_inspector(bundle: Bundle, checkpoint: Path) -> FrameInspector:
     return inspector
 
 
+def training_seed(bundle: Bundle) -> int:
+    """Seed of the split that a bundle's model was trained on; 0 where the bundle does not say."""
+    config = bundle.manifest["provenance"].get("config")
+    train = config.get("train") if isinstance(config, dict) else None
+    seed = train.get("seed") if isinstance(train, dict) else None
+    return seed if type(seed) is int and seed >= 0 else 0
+
+
 def untrained_inspector(bundle: Bundle) -> FrameInspector:
     """The generator that a bundle's model was before its training, with the bundle's k, regions and mask of interest.
 

@@ -5,6 +5,7 @@ Source: docs/method.md, section 2 (what runs at inference).
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import warnings
@@ -80,12 +81,33 @@ def _check_against_torch(data: bytes, net: torch.nn.Module) -> None:
         with torch.no_grad():
             expected = net(torch.from_numpy(x)).numpy()
         found = session.run([OUTPUT], {INPUT: x})[0]
-        worst = float(np.abs(found - expected).max())
-        if not worst <= TOLERANCE:
-            raise CheckFailedError(
-                f"the exported model differs from torch by {worst:.2e} at batch {batch} (allowed {TOLERANCE:.0e}); "
-                "the export is refused, please report the profile"
-            )
+        check_reconstruction(found, expected, x, net, f"the exported model at batch {batch}")
+
+
+def check_reconstruction(
+    found: np.ndarray, expected: np.ndarray, x: np.ndarray, net: torch.nn.Module, what: str
+) -> None:
+    """Raises CheckFailedError when reconstructions differ from torch's by more than FP32 rounding explains.
+
+    Allowed is TOLERANCE or, for networks that amplify rounding, twice torch's own distance to the same network in
+    float64 (docs/method.md asks as much of every reduced form).
+
+    Args:
+        found, expected: x_hat of the form under test and of torch in float32, (N, C, patch_h, patch_w).
+        x, net: the patches that both saw, and the network in evaluation mode.
+    """
+    worst = float(np.abs(found - expected).max())
+    if worst <= TOLERANCE:
+        return
+    with torch.no_grad():
+        exact = copy.deepcopy(net).double()(torch.from_numpy(x).double()).numpy()
+    allowed = max(TOLERANCE, 2 * float(np.abs(expected - exact).max()))
+    error = float(np.abs(found - exact).max())
+    if not error <= allowed:
+        raise CheckFailedError(
+            f"{what} differs from torch by {worst:.2e} in x_hat and from float64 by {error:.2e} (allowed "
+            f"{allowed:.0e}); it is refused, please report the profile and the machine"
+        )
 
 
 class _quiet:

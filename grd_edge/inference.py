@@ -115,6 +115,7 @@ def inspected_images(
         groups = _Groups(files, options, rule)
         masks: dict[tuple[int, int], np.ndarray] = {}
         outputs = _outputs(options, stack, on_note)
+        told = False
         if not bundle.decision:
             on_note("this bundle has no thresholds yet, so nothing is decided; run: grd-edge recalibrate")
         for index, file in enumerate(files):
@@ -128,6 +129,12 @@ def inspected_images(
                 row |= {"decision": "error", "patches": 0, "defective_patches": 0}
             if inspection is not None:
                 row |= _described(inspection, rule)
+                if bundle.decision and inspection.decision == "undecided" and not (options.product_by or told):
+                    told = True
+                    on_note(
+                        f"{file} has {len(inspection.phi)} patches, fewer than the k of {rule.k}, so it is undecided; "
+                        "name the images of a product with --product-by, or recalibrate with a smaller k"
+                    )
                 if options.heatmaps:
                     row["heatmap"] = _picture(frame, inspection, file, options, rule, geometry)
             for each in (row, *groups.completed(index, inspection)):

@@ -61,7 +61,7 @@ class ProductRule:
 
     def image_score(self, inspection: Inspection) -> float:
         """Score of one image: the engine's, which without thresholds knows no k."""
-        if inspection.decision != "undecided":
+        if self.thresholds:
             return inspection.score
         scores = self.deciding(inspection)
         return product_score(scores, min(self.k, len(scores)))
@@ -69,10 +69,8 @@ class ProductRule:
     def product(self, inspections: Sequence[Inspection | None]) -> ProductResult:
         """Decision about a product from its images; None stands for an image that could not be inspected.
 
-        A product with such an image is defective if the others show k defective patches, else an `error`.
-
-        Raises:
-            InputError: fewer patches than k.
+        A product with such an image is defective if the others show k defective patches, else an `error`. One with
+        fewer patches than k is undecided.
         """
         seen = [inspection for inspection in inspections if inspection is not None]
         if not seen:
@@ -80,12 +78,14 @@ class ProductRule:
         scores = np.concatenate([self.deciding(inspection) for inspection in seen])
         # The decision comes from the engine's own patch decisions, so that it cannot differ from the line's.
         defective = np.concatenate([inspection.defective for inspection in seen])
-        if any(inspection.decision == "undecided" for inspection in seen) or not self.thresholds:
-            decision, score, threshold = "undecided", product_score(scores, self.k), float("nan")
+        if not self.thresholds:
+            decision, threshold = "undecided", float("nan")
+            score = product_score(scores, min(self.k, len(scores)))
         else:
             regions = np.concatenate([inspection.regions for inspection in seen])
-            _, score, threshold, _ = frame_decision(scores, self.thresholds, regions, self.k)
-            decision = "defective" if product_decision(defective, self.k) else "good"
+            decision, score, threshold, _ = frame_decision(scores, self.thresholds, regions, self.k)
+            if decision != "undecided":
+                decision = "defective" if product_decision(defective, self.k) else "good"
         if len(seen) < len(inspections) and decision != "defective":
             decision = "error"
         return ProductResult(decision, score, threshold, len(scores), int(defective.sum()))

@@ -36,7 +36,7 @@ class Inspection:
     """What the engine says of one frame.
 
     Attributes:
-        decision: `good`, `defective`, or `undecided` while the bundle has no thresholds.
+        decision: `good`, `defective`, or `undecided`: the bundle has no thresholds, or the frame fewer patches than k.
         score: the product's statistic, float32: the k-th largest patch score, with several regions the k-th largest
             margin (score - threshold of its region). NaN when a patch scored NaN.
         threshold: float32, what `score` is compared with: 0 with several regions; NaN without thresholds.

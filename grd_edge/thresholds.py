@@ -114,9 +114,7 @@ def fit_good_only(
 
     Source: docs/method.md, section 8.
     """
-    k = checked_k(k)
-    if not 0 < alpha < 1:
-        raise InputError(f"alpha is {alpha!r}; expected a false-reject rate in (0, 1), such as 0.01")
+    k, alpha = checked_k(k), checked_alpha(alpha)
     n = len(product_scores)
     if n == 0:
         raise InputError("there are no good products to fit a threshold on; give at least one, better 99 or more")
@@ -191,7 +189,7 @@ def fit_labelled(
     """
     scores = _finite_scores(scores, "the labelled set")
     positive = _checked_labels(labels, scores.size)
-    parameter = _checked_objective(objective, beta, precision)
+    parameter = checked_objective(objective, beta, precision)
     values, inverse = np.unique(scores, return_inverse=True)
     # Cut i calls everything from values[i] on defective; the last cut calls nothing defective.
     tp, fp = (
@@ -300,8 +298,15 @@ def _checked_labels(labels: np.ndarray, n: int) -> np.ndarray:
     return labels
 
 
-def _checked_objective(objective: str, beta: float, precision: float | None) -> float | None:
-    """The parameter of the objective."""
+def checked_alpha(alpha: float) -> float:
+    """`alpha` if it is a rate in (0, 1); raises InputError otherwise."""
+    if not 0 < alpha < 1:
+        raise InputError(f"alpha is {alpha!r}; expected a false-reject rate in (0, 1), such as 0.01")
+    return alpha
+
+
+def checked_objective(objective: str, beta: float, precision: float | None) -> float | None:
+    """The parameter of an objective of `fit_labelled`; raises InputError where it cannot be used."""
     if objective not in ("balanced_accuracy", "f_beta", "recall_at_precision"):
         raise InputError(f"objective is {objective!r}; expected balanced_accuracy, f_beta or recall_at_precision")
     if objective == "recall_at_precision":

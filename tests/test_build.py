@@ -56,7 +56,6 @@ def test_the_statistic_is_that_of_a_product_of_several_images(tiny_bundle, tmp_p
     fit = fitted.decision["fit"]
     assert fit["n"] == 4 and fit["images"] == 12 and fit["certified"] and fit["method"] == "good_only"
     assert fit["regions"] == ["frame"] and fit["engine"]["target"] == "cpu" and len(fit["images_sha256"]) == 64
-    assert fit["user"] is None or fit["user"]
     assert done == list(range(1, 13))
 
 

@@ -317,14 +317,13 @@ def test_several_regions_score_by_margin(tiny_bundle):
                 assert found.region_names == ("left", "right")
                 with pytest.raises(InputError, match="drawn on frames of 60x90"):
                     engine.inspect(frame[1:])
-    with pytest.raises(InputError, match="fewer than the k"):
-        write_decision(
-            tiny_bundle, {**decision_regions(LEFT_RIGHT, (0.5, 0.5)), "k": 4, "run_agreement": 0.7, "fit": {}}
-        )
-        with Inspector(tiny_bundle) as engine:
-            roi = np.zeros((60, 90), bool)
-            roi[0, 0] = True
-            engine.inspect(frame, roi=roi)
+    write_decision(tiny_bundle, {**decision_regions(LEFT_RIGHT, (0.5, 0.5)), "k": 4, "run_agreement": 0.7, "fit": {}})
+    with Inspector(tiny_bundle) as engine:
+        roi = np.zeros((60, 90), bool)
+        roi[0, 0] = True
+        found = engine.inspect(frame, roi=roi)
+    assert len(found.phi) < 4 and found.decision == "undecided"  # it could never be rejected, so it is not good
+    assert np.array_equal(found.defective, found.phi >= 0.5)
 
 
 def test_color_patches_are_masked_in_every_channel():

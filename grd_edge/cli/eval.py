@@ -51,17 +51,20 @@ def eval_(
     untrained: Annotated[
         bool, typer.Option("--untrained/--no-untrained", help="Report an untrained generator beside the trained one.")
     ] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the split; default: the training's.")] = None,
     json_: Json = False,
 ) -> None:
     """AUROC, AP, AUPRO, rates at the shipped threshold, with intervals; with --against, agreement with PyTorch.
 
     For a benchmark root BUNDLE is the folder that holds <category>.grdb.
     """
-    from grd_edge.evaluate import COLUMNS, evaluated_bundle, rows_from_scored
+    from grd_edge.bundle import read_bundle
+    from grd_edge.evaluate import COLUMNS, evaluated_bundle, rows_from_scored, training_seed
     from grd_edge.files import write_atomically
     from grd_edge.results import csv_lines
 
+    if seed is None:
+        seed = training_seed(read_bundle(bundle))
     samples = load_dataset(data, seed=seed, need_train=False).test
     with progress() as bar:
         result, scored = evaluated_bundle(

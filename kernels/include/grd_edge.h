@@ -78,7 +78,7 @@ enum {
     GRD_ERR_DEVICE = 36,           /* no such device, or its driver refused */
     /* 40..49 the frame */
     GRD_ERR_FRAME_SIZE = 40,       /* smaller than a patch after scaling, of another size than the mask or the areas,
-                                      without a patch to inspect, or with fewer of them than k */
+                                      or without a patch to inspect */
     GRD_ERR_FRAME_CHANNELS = 41,   /* channels the bundle cannot take */
     /* 50..59 the system */
     GRD_ERR_MEMORY = 50,
@@ -262,7 +262,8 @@ typedef struct grd_inspector_params {
 enum { /* decisions; anything but GRD_GOOD must be rejected */
     GRD_GOOD = 0,
     GRD_DEFECTIVE = 1,
-    GRD_UNDECIDED = 2 /* the bundle has no thresholds yet */
+    GRD_UNDECIDED = 2 /* the bundle has no thresholds yet; or the frame has fewer patches than k, so that only the
+                         other frames of its product can decide: add up defective_count over them */
 };
 
 typedef struct grd_patch_result {
@@ -279,9 +280,9 @@ typedef struct grd_result {
     int32_t decision;        /* of the product: defective when at least k patches are */
     int32_t patch_count;     /* inspected patches: those with a pixel of interest whose center lies in a region */
     int32_t defective_count;
-    float score;             /* k-th largest deciding score (largest without decision); with several regions the k-th
-                                largest margin, score - threshold of its region. NaN when any patch scored NaN, which
-                                counts as one defective patch */
+    float score;             /* k-th largest deciding score (largest without decision, least of fewer than k); with
+                                several regions the k-th largest margin, score - threshold of its region. NaN when any
+                                patch scored NaN, which counts as one defective patch */
     float threshold;         /* what score is compared with: the one threshold, 0 with several regions; NaN without
                                 decision */
     double cut_ms;           /* wall time of each stage */

@@ -92,11 +92,6 @@ Mask mask_of_frame(const grd_inspector &inspector, const grd_view &frame, const 
 void check_result(const grd_inspector &inspector, const grd_grid &grid, const grd_result &result) {
     const grd_cut_params &cut = inspector.info.cut;
     const int32_t count = inspector.selection.count();
-    if (inspector.info.has_decision && count < inspector.info.k) /* it could never be rejected */
-        fail(GRD_ERR_FRAME_SIZE,
-             text("the frame has %d patches to inspect, fewer than the k of %d that make a product defective; use "
-                  "larger frames, or recalibrate with a smaller k",
-                  count, inspector.info.k));
     if (result.patches != nullptr && result.patch_capacity < count)
         fail(GRD_ERR_BUFFER, text("result.patches holds %lld, the frame has %d patches; ask grd_inspector_grid first",
                                   static_cast<long long>(result.patch_capacity), count));

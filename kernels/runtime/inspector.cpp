@@ -209,12 +209,16 @@ void decide(grd_inspector *inspector, grd_result *result) {
         result->patches[i] = patch;
     }
     const bool several = regions.size() > 1;
+    const int32_t k = info.has_decision ? info.k : 1;
     result->score =
-        product_score(several ? margins : deciding, count, info.has_decision ? info.k : 1, inspector->sorted.floats());
+        product_score(several ? margins : deciding, count, std::min(k, count), inspector->sorted.floats());
     result->threshold = several ? 0 : info.threshold;
     result->patch_count = count;
     result->defective_count = defective;
-    result->decision = !info.has_decision ? GRD_UNDECIDED : defective >= info.k ? GRD_DEFECTIVE : GRD_GOOD;
+    /* Fewer patches than k could never reject: such a frame alone is not enough to call a product good. */
+    result->decision = !info.has_decision || count < k ? GRD_UNDECIDED
+                       : defective >= k                ? GRD_DEFECTIVE
+                                                       : GRD_GOOD;
 }
 
 grd_status inspect(grd_inspector *inspector, const grd_view *frame, grd_result *result) {

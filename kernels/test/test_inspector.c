@@ -421,7 +421,9 @@ static void check_inspect_errors(void) {
 
     write_bundle("gain=0.5", NULL, NULL, kDecisionJson, "\"k\": 1", "\"k\": 7");
     CHECK(open_both(&params, &bundle, &inspector) == GRD_OK);
-    CHECK(inspect(inspector, &frame, &result, patches) == GRD_ERR_FRAME_SIZE); /* it could never be rejected */
+    CHECK(inspect(inspector, &frame, &result, patches) == GRD_OK); /* it could never be rejected, so it is not good */
+    CHECK(result.decision == GRD_UNDECIDED && result.defective_count == COUNT && patches[0].decision == GRD_DEFECTIVE);
+    for (int i = 0; i < COUNT; ++i) CHECK(result.score <= patches[i].phi); /* the least, for want of a seventh */
     grd_inspector_close(inspector);
     grd_bundle_close(bundle);
 
