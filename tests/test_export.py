@@ -13,7 +13,7 @@ from grd_edge.checkpoint import Checkpoint
 from grd_edge.config import load_config
 from grd_edge.errors import CheckFailedError
 from grd_edge.export import onnx_from_checkpoint
-from grd_edge.models.generator import Reconstructor
+from grd_edge.models.generator import Reconstructor, folded
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,34 @@ def test_export_repeats_byte_for_byte_and_keeps_no_local_paths(tiny_checkpoint):
 
 
 def test_an_export_that_does_not_reproduce_torch_is_refused(tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    def altered(net):
+        wrong = folded(net)
+        with torch.no_grad():
+            wrong.decoder.out.bias.add_(1e-3)
+        return wrong
+
+    monkeypatch.setattr(export, "folded", altered)
     with pytest.raises(CheckFailedError, match="at batch 1"):
         onnx_from_checkpoint(tiny_checkpoint)
+
+
+class Cancelling(torch.nn.Module):
+    """The identity, by a way on which float32 loses four digits and float64 none that count."""
+
+    def forward(self, x):
+        return (x + 3000) - 3000
+
+
+def test_a_form_may_differ_by_what_float32_itself_loses():
+    x = np.random.default_rng(0).random((2, 1, 16, 16), np.float32)
+    expected = Cancelling()(torch.from_numpy(x)).numpy()
+    found = ((x + np.float32(1000)) + np.float32(2000)) - np.float32(3000)
+    assert np.abs(found - expected).max() > export.TOLERANCE
+    export.check_reconstruction(found, expected, x, Cancelling(), "another order of sums")
+    with pytest.raises(CheckFailedError, match="another order of sums differs"):
+        export.check_reconstruction(found + 1e-3, expected, x, Cancelling(), "another order of sums")
+    with pytest.raises(CheckFailedError):
+        export.check_reconstruction(np.full_like(x, np.nan), expected, x, Cancelling(), "NaN")
 
 
 @pytest.mark.parametrize("settings", [("model.upsampling=pixel_shuffle", "model.bottleneck=conv", "model.channels=3")])
