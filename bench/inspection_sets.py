@@ -8,6 +8,7 @@ Sets are folders below GRD_DATA (see docs/results.md for their sources); those t
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import subprocess
@@ -15,9 +16,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from grd_edge.files import write_atomically
+import numpy as np
 
-SCALE_256 = "geometry.scale_px=256"
+from grd_edge.data.layout import GOOD
+from grd_edge.files import write_atomically
+from grd_edge.metrics import auroc
+
+# Parts that lie alike: turning and mirroring them only multiplies what has to be learned.
+ALIGNED = ("augmentation.rotation_deg=0", "augmentation.flip_y=false", "augmentation.noise_sigma=0")
 LOCAL = "score.decides=phi_local"
 
 
@@ -31,15 +37,15 @@ class InspectionSet:
 
 
 SETS = (
-    InspectionSet("alien", (SCALE_256,)),
-    InspectionSet("ballscrew", (SCALE_256, LOCAL)),
+    InspectionSet("alien", ("geometry.scale_px=128",)),
+    InspectionSet("ballscrew", ("geometry.scale_px=256", *ALIGNED)),
     # No training images of its own: larger frames of the same parts, at the same working scale.
     InspectionSet("ballscrew_large", judged_by="ballscrew"),
     InspectionSet("paper/bdp01_tl", (LOCAL,)),
     InspectionSet("paper/btn01_rl", (LOCAL,)),
     InspectionSet("paper/zpb01_rl", (LOCAL,)),
 )
-COLUMNS = ("image_auroc", "image_auroc_untrained", "pixel_auroc", "aupro", "balanced_accuracy")
+COLUMNS = ("image_auroc", "image_auroc_untrained", "phi_auroc", "phi_local_auroc", "pixel_auroc", "aupro")
 
 
 def grd_edge(*words: object) -> dict:
@@ -63,7 +69,13 @@ def run_set(one: InspectionSet, data: Path, out: Path, budget: tuple[str, object
         words = [word for setting in one.settings for word in ("--set", setting)]
         grd_edge("train", "--data", data / one.name, "-o", checkpoint, "--overwrite", *words, *budget)
         grd_edge("build", "bundle", checkpoint, "-o", bundle, "--data", data / one.name)
-    result = grd_edge("eval", bundle, "--data", data / one.name, "--against", checkpoint)
+    tables = out / f"{one.name.replace('/', '-')}-eval"
+    result = grd_edge("eval", bundle, "--data", data / one.name, "--against", checkpoint, "-o", tables)
+    with open(tables / "images.csv", newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    defective = np.array([row["kind"] != GOOD for row in rows])
+    for name in ("phi", "phi_local"):  # whichever decides, both are told
+        result[f"{name}_auroc"] = auroc(np.array([float(row[f"{name}_max"]) for row in rows]), defective)
     return {"set": one.name, "settings": list(one.settings), "judged_by": one.judged_by, **result}
 
 
