@@ -99,6 +99,9 @@ class BundleInfo(_Sized):
         ("k", c_int32),
         ("threshold", c_float),
         ("engine_count", c_int32),
+        ("region_count", c_int32),
+        ("roi_h", c_int32),
+        ("roi_w", c_int32),
     )
 
 
@@ -107,7 +110,7 @@ class InspectorParams(_Sized):
         ("struct_size", c_uint32),
         ("threads", c_int32),
         ("batch_limit", c_int32),
-        ("reserved", c_int32),
+        ("undecided", c_int32),
         ("target", c_char_p),
         ("precision", c_char_p),
         ("backend_dir", c_char_p),
@@ -121,7 +124,7 @@ class PatchResult(Structure):
         ("y_px", c_int32),
         ("x_px", c_int32),
         ("decision", c_int32),
-        ("reserved", c_int32),
+        ("region", c_int32),
         ("phi", c_float),
         ("phi_local", c_float),
     )
@@ -143,6 +146,7 @@ class Result(_Sized):
         ("patch_capacity", c_int64),
         ("heatmap", POINTER(View)),
         ("x_hat", POINTER(View)),
+        ("roi", POINTER(View)),
     )
 
 
@@ -164,6 +168,8 @@ _PROTOTYPES = {
     "grd_bundle_get_info": (c_int32, (c_void_p, POINTER(BundleInfo))),
     "grd_bundle_engine_target": (c_char_p, (c_void_p, c_int32)),
     "grd_bundle_engine_precision": (c_char_p, (c_void_p, c_int32)),
+    "grd_bundle_region_name": (c_char_p, (c_void_p, c_int32)),
+    "grd_bundle_region_threshold": (c_float, (c_void_p, c_int32)),
     "grd_inspector_open": (c_int32, (c_void_p, POINTER(InspectorParams), POINTER(c_void_p))),
     "grd_inspector_close": (None, (c_void_p,)),
     "grd_inspector_message": (c_char_p, (c_void_p,)),

@@ -17,6 +17,7 @@ import numpy as np
 
 from grd_edge import _native
 from grd_edge.errors import InputError
+from grd_edge.regions import WHOLE_FRAME, checked_mask
 
 DECISIONS = ("good", "defective", "undecided")
 
@@ -102,10 +103,15 @@ class Inspector:
             _native.check(status, lib.grd_bundle_message(self._bundle) if self._bundle else None)
             self.info = _native.BundleInfo()
             _native.check(lib.grd_bundle_get_info(self._bundle, ctypes.byref(self.info)))
+            self.region_names = WHOLE_FRAME.names
+            if decide and self.info.region_count:
+                names = (lib.grd_bundle_region_name(self._bundle, i) for i in range(self.info.region_count))
+                self.region_names = tuple(name.decode() for name in names)
             vendor = _native.openvino_dir()
             params = _native.InspectorParams(
                 threads=threads,
                 batch_limit=batch_limit,
+                undecided=not decide,
                 target=target.encode(),
                 precision=precision.encode() if precision else None,
                 backend_dir=str(backend_dir or _native.library_dir()).encode(),
@@ -168,7 +174,10 @@ class Inspector:
         _native.check(status, self._lib.grd_inspector_message(self._handle))
         patches = (_native.PatchResult * grid.count)()
         result = _native.Result(patches=patches, patch_capacity=grid.count)
-        maps = rebuilt = None
+        maps = rebuilt = mask = None
+        if roi is not None:
+            mask = checked_mask(roi, h, w)
+            result.roi = ctypes.pointer(_native.view(mask[None, None]))
         if heatmap:
             maps = np.empty((1, 1, grid.scaled_h, grid.scaled_w), np.float32)
             result.heatmap = ctypes.pointer(_native.view(maps))
@@ -178,7 +187,8 @@ class Inspector:
             result.x_hat = ctypes.pointer(_native.view(rebuilt))
         status = self._lib.grd_inspector_inspect(self._handle, ctypes.byref(source), ctypes.byref(result))
         _native.check(status, self._lib.grd_inspector_message(self._handle))
-        table = np.ctypeslib.as_array(patches)
+        count = result.patch_count
+        table = np.ctypeslib.as_array(patches)[:count]
         return Inspection(
             decision=DECISIONS[result.decision],
             score=float(result.score),
@@ -187,10 +197,10 @@ class Inspector:
             phi=table["phi"].copy(),
             phi_local=table["phi_local"].copy(),
             defective=table["decision"] == 1,
-            regions=np.zeros(len(table), np.int32),
-            region_names=("frame",),
+            regions=table["region"].copy(),
+            region_names=self.region_names,
             heatmap=None if maps is None else maps[0, 0],
-            x_hat=rebuilt,
+            x_hat=None if rebuilt is None else rebuilt[:count],
             times_ms={stage: getattr(result, f"{stage}_ms") for stage in ("cut", "infer", "score", "total")},
         )
 

@@ -123,7 +123,7 @@ BROKEN_DECISIONS = {
     "newer schema": (put(2, "schema"), "update grd-edge"),
     "unknown key": (put(1, "extra"), "unknown key decision.extra"),
     "no regions": (put([], "regions"), "regions"),
-    "two regions": (lambda d: d["regions"].append(d["regions"][0]), "regions"),
+    "two regions of one name": (lambda d: d["regions"].append(d["regions"][0]), "regions"),
     "threshold null": (put(None, "regions", 0, "threshold"), "threshold"),
     "threshold as text": (put("0.5", "regions", 0, "threshold"), "threshold"),
     "threshold that float32 cannot hold": (put(0.1, "regions", 0, "threshold"), "threshold"),

@@ -63,7 +63,7 @@ enum {
     GRD_ERR_BUFFER = 17,       /* an output buffer is too small */
     /* 20..29 the bundle on disk */
     GRD_ERR_BUNDLE_MISSING = 20,   /* no bundle at that path */
-    GRD_ERR_BUNDLE_MALFORMED = 21, /* bundle.json or decision.json is not what the schema asks for */
+    GRD_ERR_BUNDLE_MALFORMED = 21, /* bundle.json, decision.json or the mask of interest is not what the schema asks for */
     GRD_ERR_BUNDLE_SCHEMA = 22,    /* written by a newer grd-edge */
     GRD_ERR_BUNDLE_HASH = 23,      /* a file or seal does not match its sha256 */
     GRD_ERR_BUNDLE_CONTENT = 24,   /* a file is missing, unlisted, linked, or badly named */
@@ -77,7 +77,8 @@ enum {
     GRD_ERR_ENGINE_MISMATCH = 35,  /* the engine was built for another device or version */
     GRD_ERR_DEVICE = 36,           /* no such device, or its driver refused */
     /* 40..49 the frame */
-    GRD_ERR_FRAME_SIZE = 40,       /* smaller than a patch after scaling, or fewer patches than k */
+    GRD_ERR_FRAME_SIZE = 40,       /* smaller than a patch after scaling, of another size than the mask of interest or the
+                                      areas, without a patch to inspect, or with fewer of them than k */
     GRD_ERR_FRAME_CHANNELS = 41,   /* channels the bundle cannot take */
     /* 50..59 the system */
     GRD_ERR_MEMORY = 50,
@@ -217,8 +218,12 @@ typedef struct grd_bundle_info {
     int32_t decides_local;   /* 0: phi decides, 1: phi_local decides */
     int32_t has_decision;    /* 0: no decision.json, nothing can be decided */
     int32_t k;               /* patches that make a product defective; 0 without decision */
-    float threshold;         /* patch defective unless score < threshold; NaN without decision */
+    float threshold;         /* of the one region: patch defective unless score < threshold; NaN without decision, and
+                                with several regions: then ask grd_bundle_region_threshold */
     int32_t engine_count;
+    int32_t region_count;    /* 1 to 64; 0 without decision */
+    int32_t roi_h;           /* size of the mask of interest, which frames must have; 0: the whole frame counts */
+    int32_t roi_w;
 } grd_bundle_info;
 
 /* Opens and verifies a bundle folder: schema, names, sizes and sha256 of every file. The bytes that were
@@ -232,6 +237,9 @@ GRD_API grd_status grd_bundle_get_info(const grd_bundle *bundle, grd_bundle_info
 /* Target and precision of engine `index`; NULL past the end. */
 GRD_API const char *grd_bundle_engine_target(const grd_bundle *bundle, int32_t index);
 GRD_API const char *grd_bundle_engine_precision(const grd_bundle *bundle, int32_t index);
+/* Name (UTF-8) and threshold of region `index`, in the order of decision.json; NULL and NaN past the end. */
+GRD_API const char *grd_bundle_region_name(const grd_bundle *bundle, int32_t index);
+GRD_API float grd_bundle_region_threshold(const grd_bundle *bundle, int32_t index);
 
 /* -------------------------------------------------------------- inspector */
 
@@ -241,7 +249,8 @@ typedef struct grd_inspector_params {
     uint32_t struct_size;
     int32_t threads;         /* of the engine; 0 = all cores */
     int32_t batch_limit;     /* patches per engine call, 1..1024; 0 = 16 */
-    int32_t reserved;        /* 0 */
+    int32_t undecided;       /* 1 = leave thresholds and regions out: every patch of interest is inspected, nothing is
+                                decided; for fitting thresholds. 0 = decide */
     const char *target;      /* NULL = "cpu" */
     const char *precision;   /* NULL = the one the bundle chose for that target */
     const char *backend_dir; /* folder of libgrd_backend_<name>.so; NULL = the folder of this library */
@@ -260,7 +269,7 @@ typedef struct grd_patch_result {
     int32_t y_px; /* top left corner in the scaled frame */
     int32_t x_px;
     int32_t decision; /* GRD_GOOD, GRD_DEFECTIVE or GRD_UNDECIDED */
-    int32_t reserved;
+    int32_t region;   /* index of the region whose threshold applies; 0 without decision */
     float phi;
     float phi_local;
 } grd_patch_result;
@@ -268,20 +277,26 @@ typedef struct grd_patch_result {
 typedef struct grd_result {
     uint32_t struct_size;
     int32_t decision;        /* of the product: defective when at least k patches are */
-    int32_t patch_count;
+    int32_t patch_count;     /* inspected patches: those with a pixel of interest whose center lies in a region */
     int32_t defective_count;
-    float score;             /* k-th largest deciding score (largest without decision); NaN when any patch scored
-                                NaN, which counts as one defective patch */
-    float threshold;         /* NaN without decision */
+    float score;             /* k-th largest deciding score (largest without decision); with several regions the k-th
+                                largest margin, score - threshold of its region. NaN when any patch scored NaN, which
+                                counts as one defective patch */
+    float threshold;         /* what score is compared with: the one threshold, 0 with several regions; NaN without
+                                decision */
     double cut_ms;           /* wall time of each stage */
     double infer_ms;
     double score_ms;
     double total_ms;
     /* set by the caller before the call: */
     grd_patch_result *patches; /* NULL = not wanted */
-    int64_t patch_capacity;    /* elements; fewer than patch_count is GRD_ERR_BUFFER */
-    const grd_view *heatmap;   /* 1,1,scaled_h,scaled_w FLOAT32, overlaps averaged; NULL = not wanted */
-    const grd_view *x_hat;     /* N,C,patch_h,patch_w FLOAT32 dense reconstructions; NULL = not wanted */
+    int64_t patch_capacity;    /* elements; fewer than patch_count is GRD_ERR_BUFFER, the grid's count always fits */
+    const grd_view *heatmap;   /* 1,1,scaled_h,scaled_w FLOAT32, overlaps averaged, 0 where nothing was inspected or is
+                                  of interest; NULL = not wanted */
+    const grd_view *x_hat;     /* N,C,patch_h,patch_w FLOAT32 dense, reconstructions of the inspected patches in the
+                                  first patch_count of N; NULL = not wanted */
+    const grd_view *roi;       /* 1,1,H,W UINT8 of the frame's own size, any strides, nonzero = of interest: in place of
+                                  the bundle's mask; NULL = the bundle's mask, else the whole frame */
 } grd_result;
 
 /* Loads an engine of the bundle. The bundle must stay open as long as the inspector. *out receives a handle
@@ -292,11 +307,13 @@ GRD_API void grd_inspector_close(grd_inspector *inspector);
 GRD_API const char *grd_inspector_message(const grd_inspector *inspector);
 /* Name and version of the engine's vendor library, for logs. */
 GRD_API const char *grd_inspector_engine_version(const grd_inspector *inspector);
-/* Patches of a frame of this size: how large the caller's arrays must be. */
+/* Patches of a frame of this size, inspected or not: how large the caller's arrays must be at most. */
 GRD_API grd_status grd_inspector_grid(const grd_inspector *inspector, int64_t frame_h, int64_t frame_w,
                                       grd_grid *out);
-/* Frame in, decision out. frame as in grd_cut_frame. Memory is allocated only when a frame needs more of it
- * than every frame before. The first frame of a new patch count may take longer: engines are prepared for the
+/* Frame in, decision out. frame as in grd_cut_frame. Only patches with a pixel of interest and in a region are cut,
+ * inferred and scored; pixels outside the mask are 0 in patch and reconstruction when they are scored, and phi is the
+ * mean over the windows that hold a pixel of interest (docs/method.md, sections 6 and 7). Memory is allocated only when
+ * a frame needs more of it than every frame before. The first frame of a new patch count may take longer: engines are prepared for the
  * batch sizes they meet. Inspect one frame before the line starts. Errors: 10..17, 33, 34, 40, 41, 50. */
 GRD_API grd_status grd_inspector_inspect(grd_inspector *inspector, const grd_view *frame, grd_result *result);
 

@@ -124,8 +124,9 @@ private:
     bool direct_;
 };
 
-/* Copies row y of the scaled frame into the patches that show it. */
-void hand_out(const grd_cut_params &cut, const grd_grid &grid, const Scratch &scratch, int32_t y, float *patches) {
+/* Copies row y of the scaled frame into the patches that show it and are wanted. */
+void hand_out(const grd_cut_params &cut, const grd_grid &grid, const Scratch &scratch, int32_t y, const int32_t *slots,
+              float *patches) {
     const int64_t patch_px = static_cast<int64_t>(cut.patch_h) * cut.patch_w;
     const size_t bytes = static_cast<size_t>(cut.patch_w) * sizeof(float);
     const int32_t first = y > cut.patch_h ? (y - cut.patch_h) / cut.stride_y : 0;
@@ -134,9 +135,11 @@ void hand_out(const grd_cut_params &cut, const grd_grid &grid, const Scratch &sc
         if (top > y) break;
         if (y - top >= cut.patch_h) continue;
         for (int32_t c = 0; c < grid.cols; ++c) {
+            const int64_t index = static_cast<int64_t>(r) * grid.cols + c, slot = slots != nullptr ? slots[index] : index;
+            if (slot < 0) continue;
             const float *from = scratch.row + position_px(c, cut.stride_x, cut.patch_w, grid.scaled_w);
-            float *to = patches + (static_cast<int64_t>(r) * grid.cols + c) * cut.channels * patch_px +
-                        static_cast<int64_t>(y - top) * cut.patch_w;
+            float *to =
+                patches + slot * cut.channels * patch_px + static_cast<int64_t>(y - top) * cut.patch_w;
             for (int32_t k = 0; k < cut.channels; ++k) std::memcpy(to + k * patch_px, from + k * scratch.row_px, bytes);
         }
     }
@@ -144,7 +147,7 @@ void hand_out(const grd_cut_params &cut, const grd_grid &grid, const Scratch &sc
 
 template <class T>
 void cut_rows(const grd_cut_params &cut, const grd_grid &grid, const grd_view &frame, const Scratch &s,
-              float *patches) {
+              const int32_t *slots, int32_t count, float *patches) {
     const Rows<T> rows(frame, s.gathered);
     const int c_in = static_cast<int>(frame.extent[1]);
     const int64_t h = frame.extent[2], w = frame.extent[3];
@@ -178,12 +181,12 @@ void cut_rows(const grd_cut_params &cut, const grd_grid &grid, const grd_view &f
         for (int k = 0; k < cut.channels; ++k)
             for (int32_t x = grid.scaled_w; x < cut.patch_w; ++x)
                 s.row[k * s.row_px + x] = s.row[k * s.row_px + reflected_px(x, grid.scaled_w)];
-        hand_out(cut, grid, s, y, patches);
+        hand_out(cut, grid, s, y, slots, patches);
     }
 
     /* Rows below a frame that is lower than a patch. Then there is one row of patches. */
     const int64_t patch_px = static_cast<int64_t>(cut.patch_h) * cut.patch_w;
-    for (int64_t plane = 0; plane < static_cast<int64_t>(grid.count) * cut.channels; ++plane)
+    for (int64_t plane = 0; plane < static_cast<int64_t>(count) * cut.channels; ++plane)
         for (int32_t y = grid.scaled_h; y < cut.patch_h; ++y) {
             float *patch = patches + plane * patch_px;
             std::memcpy(patch + static_cast<int64_t>(y) * cut.patch_w,
@@ -221,6 +224,29 @@ grd_status check_patches(const grd_cut_params &cut, const grd_grid &grid, const 
 }
 
 } // namespace
+
+grd_status cut_frame(const grd_cut_params &cut, const grd_view *frame, const int32_t *slots, int32_t count,
+                     float *patches, void *workspace, size_t workspace_bytes) {
+    if (const grd_status status = check_frame(cut, frame)) return status;
+    const int64_t h = frame->extent[2], w = frame->extent[3];
+    grd_grid grid = {};
+    if (const grd_status status = grid_of(cut, h, w, &grid)) return status;
+    const size_t bytes = grd_cut_workspace_bytes(&cut, h, w);
+    if (workspace != nullptr && workspace_bytes < bytes) return GRD_ERR_BUFFER;
+    void *own = workspace == nullptr ? std::malloc(bytes) : nullptr;
+    if (workspace == nullptr && own == nullptr) return GRD_ERR_MEMORY;
+    uint8_t *base = static_cast<uint8_t *>(workspace == nullptr ? own : workspace);
+    base += (kAlign - reinterpret_cast<uintptr_t>(base) % kAlign) % kAlign;
+    Scratch scratch = {};
+    lay_out(cut, grid, w, base, &scratch);
+    if (frame->dtype == GRD_UINT8)
+        cut_rows<uint8_t>(cut, grid, *frame, scratch, slots, count, patches);
+    else
+        cut_rows<uint16_t>(cut, grid, *frame, scratch, slots, count, patches);
+    std::free(own);
+    return GRD_OK;
+}
+
 } // namespace grd
 
 grd_status grd_cut_grid(const grd_cut_params *params, int64_t frame_h, int64_t frame_w, grd_grid *out) {
@@ -256,19 +282,6 @@ grd_status grd_cut_frame(const grd_cut_params *params, const grd_view *frame, co
     grd_grid grid = {};
     if (const grd_status status = grd::grid_of(*params, frame->extent[2], frame->extent[3], &grid)) return status;
     if (const grd_status status = grd::check_patches(*params, grid, patches)) return status;
-    const size_t bytes = grd_cut_workspace_bytes(params, frame->extent[2], frame->extent[3]);
-    if (workspace != nullptr && workspace_bytes < bytes) return GRD_ERR_BUFFER;
-    void *own = workspace == nullptr ? std::malloc(bytes) : nullptr;
-    if (workspace == nullptr && own == nullptr) return GRD_ERR_MEMORY;
-    uint8_t *base = static_cast<uint8_t *>(workspace == nullptr ? own : workspace);
-    base += (grd::kAlign - reinterpret_cast<uintptr_t>(base) % grd::kAlign) % grd::kAlign;
-    grd::Scratch scratch = {};
-    grd::lay_out(*params, grid, frame->extent[3], base, &scratch);
     float *out = static_cast<float *>(patches->data);
-    if (frame->dtype == GRD_UINT8)
-        grd::cut_rows<uint8_t>(*params, grid, *frame, scratch, out);
-    else
-        grd::cut_rows<uint16_t>(*params, grid, *frame, scratch, out);
-    std::free(own);
-    return GRD_OK;
+    return grd::cut_frame(*params, frame, nullptr, grid.count, out, workspace, workspace_bytes);
 }

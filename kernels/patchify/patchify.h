@@ -4,6 +4,7 @@
 #ifndef GRD_PATCHIFY_H
 #define GRD_PATCHIFY_H
 
+#include <cstddef>
 #include <cstdint>
 
 #include "grd_edge.h"
@@ -69,9 +70,16 @@ void split_line(const float *mixed, int64_t w, int c_in, int c_out, float *line,
 /* Area resampling along a line, times `scale`; at most 1. */
 void shrink_line(const float *line, const Tap *taps, int64_t n_out, double scale, float *out);
 
-/* The inverse of cutting, stitch.cpp: patches (dense N,1,patch_h,patch_w) are averaged where they overlap and
- * written to map (1,1,scaled_h,scaled_w FLOAT32, any strides). line: scaled_w floats of scratch. */
-void stitch(const grd_cut_params &cut, const grd_grid &grid, const float *patches, const grd_view &map, float *line);
+/* grd_cut_frame for some of the patches: slots[i] is where patch i of the grid goes in `patches`, -1 for nowhere;
+ * NULL: all, in order. `patches` holds `count` patches, as many as there are slots. */
+grd_status cut_frame(const grd_cut_params &cut, const grd_view *frame, const int32_t *slots, int32_t count,
+                     float *patches, void *workspace, size_t workspace_bytes);
+
+/* The inverse of cutting, stitch.cpp: patches (dense N,1,patch_h,patch_w, in the places that slots gives) are averaged
+ * where they overlap and written to map (1,1,scaled_h,scaled_w FLOAT32, any strides), 0 where there is none.
+ * line: 2 scaled_w floats of scratch. */
+void stitch(const grd_cut_params &cut, const grd_grid &grid, const int32_t *slots, const float *patches,
+            const grd_view &map, float *line);
 
 } // namespace grd
 #endif

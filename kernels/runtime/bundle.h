@@ -32,6 +32,24 @@ struct Engine {
     std::string target, precision, backend, file, format;
 };
 
+/* A rectangle in px of the frame, before the working scale. */
+struct Area {
+    int32_t y, x, h, w;
+};
+
+struct Region {
+    std::string name;
+    float threshold = 0;
+    std::vector<Area> areas; /* empty: the whole frame */
+};
+
+/* A mask of interest, nonzero = of interest; pixels are somebody else's. */
+struct Mask {
+    const uint8_t *pixels = nullptr; /* NULL: the whole frame */
+    int64_t h = 0, w = 0;
+    int64_t stride_y = 0, stride_x = 0; /* bytes */
+};
+
 /* bundle.json and decision.json, checked. */
 struct Description {
     std::string seal;
@@ -39,11 +57,16 @@ struct Description {
     grd_bundle_info info = {};
     std::map<std::string, std::string> chosen; /* precision by target */
     std::vector<Engine> engines;
+    std::string roi_file;        /* "": the whole frame is of interest */
+    std::vector<Region> regions; /* none without decision */
+    int32_t frame_h = 0, frame_w = 0; /* size of the frame that the areas were drawn on; 0 when there are none */
 };
 
 /* bundle_json.cpp. Throw Failure. */
 Description description_from_bundle_json(const Bytes &bytes);
 void add_decision_json(const Bytes &bytes, Description *description);
+/* bundle.cpp. Throws Failure; name is for its message. */
+Mask mask_from_pgm(const Bytes &bytes, const std::string &name);
 
 /* bundle_files.cpp. An open folder; paths below it are followed component by component and never through links. */
 class Folder {
@@ -59,6 +82,8 @@ public:
     Bytes read_listed(const std::string &path, const ListedFile &listed, bool keep) const;
     /* Nothing else is in the folder but the two documents and what leads to listed files. */
     void check_listing(const std::map<std::string, ListedFile> &files) const;
+    /* Whether path names another folder by now: a writer exchanged the bundle while it was read. */
+    bool moved(const char *path) const;
 
 private:
     int fd_;
@@ -71,7 +96,8 @@ struct grd_bundle {
     std::string path;
     bool verified = false;
     grd::Description description;
-    std::map<std::string, grd::Bytes> engine_bytes; /* by path; several engines may share a file */
+    std::map<std::string, grd::Bytes> kept_bytes; /* engines and mask by path; several engines may share a file */
+    grd::Mask roi;
 };
 
 #endif

@@ -146,6 +146,12 @@ Folder::Folder(const char *path) : fd_(::open(path, O_RDONLY | O_CLOEXEC | O_DIR
 
 Folder::~Folder() { ::close(fd_); }
 
+bool Folder::moved(const char *path) const {
+    struct stat mine, there;
+    if (::fstat(fd_, &mine) != 0 || ::stat(path, &there) != 0) return false;
+    return mine.st_dev != there.st_dev || mine.st_ino != there.st_ino;
+}
+
 bool Folder::read_document(const char *name, Bytes *out) const {
     Fd fd(::openat(fd_, name, kFileFlags));
     if (fd.get() < 0 && errno == ENOENT) return false;

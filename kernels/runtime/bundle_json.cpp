@@ -10,6 +10,7 @@
 
 #include "nlohmann/json.hpp"
 
+#include "../patchify/patchify.h"
 #include "bundle.h"
 #include "failure.h"
 #include "sha256.h"
@@ -25,6 +26,8 @@ constexpr int kMostPatchPx = 1 << 14;
 constexpr int kMostScalePx = 1 << 16;
 constexpr size_t kMostFiles = 1000;
 constexpr size_t kMostEngines = 100;
+constexpr size_t kMostRegions = 64;
+constexpr size_t kMostAreas = 64; /* of a region */
 constexpr int kDeepest = 16; /* the schema needs 4; what is free in content may nest, but not without end */
 
 [[noreturn]] void malformed(const std::string &message) { fail(GRD_ERR_BUNDLE_MALFORMED, message); }
@@ -41,14 +44,16 @@ public:
     const std::string &name() const { return name_; }
     const Json &json() const { return json_; }
 
-    /* An object with exactly these keys. */
-    const Node &keys(std::initializer_list<const char *> wanted) const {
+    /* An object with exactly these keys; the optional ones may be absent. */
+    const Node &keys(std::initializer_list<const char *> wanted,
+                     std::initializer_list<const char *> optional = {}) const {
         object();
         for (const char *key : wanted)
             if (!json_.contains(key)) malformed(name_ + " has no key \"" + key + "\"; rebuild the bundle");
         for (const auto &item : json_.items()) {
             bool known = false;
             for (const char *key : wanted) known = known || item.key() == key;
+            for (const char *key : optional) known = known || item.key() == key;
             if (!known)
                 malformed(name_ + " has the unknown key " + quoted(item.key()) + "; remove it or rebuild the bundle");
         }
@@ -63,6 +68,13 @@ public:
         return *this;
     }
     Node at(const std::string &key) const { return Node(json_.at(key), name_ + "." + key); }
+    Node at(size_t index) const { return Node(json_[index], name_ + text("[%zu]", index)); }
+    bool has(const char *key) const { return json_.contains(key); }
+    /* An array of so many elements. */
+    const Node &array(size_t least, size_t most) const {
+        if (array().json_.size() < least || json_.size() > most) wrong(text("%zu to %zu elements", least, most));
+        return *this;
+    }
 
     int64_t integer(int64_t least, int64_t most) const {
         const std::string wanted =
@@ -84,9 +96,12 @@ public:
         if (!json_.is_string()) wrong("a string");
         return json_.get_ref<const std::string &>();
     }
-    /* A string for people. */
-    void label() const {
-        if (string().empty() || string().size() > 4096) wrong("1 to 4096 characters");
+    /* A string for people, of so many characters at most. */
+    const std::string &label(size_t longest = 4096) const {
+        size_t characters = 0; /* UTF-8, checked by the parser: bytes that go on are 10xxxxxx */
+        for (const char c : string()) characters += (static_cast<unsigned char>(c) & 0xc0) != 0x80;
+        if (characters < 1 || characters > longest) wrong(text("1 to %zu characters", longest));
+        return string();
     }
     /* A string that names something: 1 to 64 characters of the given set. */
     const std::string &word(const char *characters) const {
@@ -256,6 +271,53 @@ void read_engines(const Node &node, Description *out) {
                       ", but engines holds no such engine; rebuild the bundle");
 }
 
+/* Areas of a region: [y, x, h, w] inside the frame. */
+void read_areas(const Node &node, int32_t frame_h, int32_t frame_w, Region *out) {
+    const size_t count = node.array(1, kMostAreas).json().size();
+    for (size_t i = 0; i < count; ++i) {
+        const Node entry = node.at(i);
+        entry.array(4, 4);
+        Area area;
+        area.y = entry.at(size_t{0}).integer32(0, frame_h - 1);
+        area.x = entry.at(size_t{1}).integer32(0, frame_w - 1);
+        area.h = entry.at(size_t{2}).integer32(1, frame_h - area.y);
+        area.w = entry.at(size_t{3}).integer32(1, frame_w - area.x);
+        out->areas.push_back(area);
+    }
+}
+
+void read_regions(const Node &root, Description *out) {
+    const Node node = root.at("regions");
+    const size_t count = node.array(1, kMostRegions).json().size();
+    if (root.has("frame_px")) {
+        const Node frame = root.at("frame_px");
+        frame.array(2, 2);
+        out->frame_h = frame.at(size_t{0}).integer32(1, kMaxSidePx);
+        out->frame_w = frame.at(size_t{1}).integer32(1, kMaxSidePx);
+    }
+    bool bounded = false;
+    for (size_t i = 0; i < count; ++i) {
+        const Node entry = node.at(i);
+        entry.keys({"name", "threshold"}, {"areas"});
+        Region region;
+        region.name = entry.at("name").label(64);
+        for (const Region &other : out->regions)
+            if (other.name == region.name) entry.at("name").wrong("a name that no other region has");
+        const double threshold = entry.at("threshold").number();
+        if (!(std::fabs(threshold) <= FLT_MAX) || static_cast<double>(static_cast<float>(threshold)) != threshold)
+            entry.at("threshold").wrong("a finite number that FP32 represents exactly");
+        region.threshold = static_cast<float>(threshold);
+        if (entry.has("areas")) {
+            if (out->frame_h == 0) malformed("decision.json has areas and no frame_px; run `grd-edge recalibrate`");
+            read_areas(entry.at("areas"), out->frame_h, out->frame_w, &region);
+            bounded = true;
+        }
+        out->regions.push_back(std::move(region));
+    }
+    if (out->frame_h != 0 && !bounded)
+        malformed("decision.json has frame_px and no areas; run `grd-edge recalibrate`");
+}
+
 } // namespace
 
 Description description_from_bundle_json(const Bytes &bytes) {
@@ -263,11 +325,16 @@ Description description_from_bundle_json(const Bytes &bytes) {
     Description out;
     out.seal = checked_seal(document, bytes, "bundle.json");
     const Node root(document, "bundle.json");
-    root.keys({"schema", "name", "head", "files", "geometry", "score", "precision", "engines", "provenance", "seal"});
+    root.keys({"schema", "name", "head", "files", "geometry", "score", "precision", "engines", "provenance", "seal"},
+              {"roi"});
     root.at("name").label();
     root.at("head").choice({"reconstruction"});
     root.at("provenance").object();
     read_files(root.at("files"), &out);
+    if (root.has("roi")) {
+        out.roi_file = root.at("roi").string();
+        if (out.files.count(out.roi_file) == 0) root.at("roi").wrong("a key of files");
+    }
     read_geometry(root.at("geometry"), &out.info.cut);
 
     const Node score = root.at("score");
@@ -298,26 +365,20 @@ void add_decision_json(const Bytes &bytes, Description *description) {
     const Json document = document_from_bytes(bytes, "decision.json");
     checked_seal(document, bytes, "decision.json");
     const Node root(document, "decision.json");
-    root.keys({"schema", "bundle", "regions", "k", "run_agreement", "fit", "seal"});
+    root.keys({"schema", "bundle", "regions", "k", "run_agreement", "fit", "seal"}, {"frame_px"});
     const std::string &model = root.at("bundle").string();
     if (!is_digest(model)) root.at("bundle").wrong("the seal of bundle.json");
     if (model != description->seal)
         fail(GRD_ERR_BUNDLE_HASH, "decision.json was fitted for the bundle with seal " + model.substr(0, 12) +
                                       ".., this one has " + description->seal.substr(0, 12) +
                                       "..: its thresholds belong to another model; run `grd-edge recalibrate`");
-    const Node regions = root.at("regions");
-    if (regions.array().json().size() != 1) regions.wrong("exactly one region");
-    const Node region(regions.json()[0], "decision.json.regions[0]");
-    region.keys({"name", "threshold"});
-    region.at("name").label();
-    const double threshold = region.at("threshold").number();
-    if (!(std::fabs(threshold) <= FLT_MAX) || static_cast<double>(static_cast<float>(threshold)) != threshold)
-        region.at("threshold").wrong("a finite number that FP32 represents exactly");
+    read_regions(root, description);
     root.at("fit").object();
     const double agreement = root.at("run_agreement").number();
     if (!(agreement > 0.5 && agreement <= 1.0)) root.at("run_agreement").wrong("a number above 0.5, at most 1");
     description->info.k = root.at("k").integer32(1);
-    description->info.threshold = static_cast<float>(threshold);
+    description->info.region_count = static_cast<int32_t>(description->regions.size());
+    if (description->regions.size() == 1) description->info.threshold = description->regions[0].threshold;
     description->info.has_decision = 1;
 }
 

@@ -14,6 +14,7 @@
 #include "buffer.h"
 #include "bundle.h"
 #include "failure.h"
+#include "selection.h"
 
 namespace grd {
 namespace {
@@ -54,7 +55,8 @@ void check_output(const grd_view &view, const char *name, int64_t n, int64_t c, 
     bool unset = true;
     for (int i = 0; i < 4; ++i) unset = unset && view.stride_bytes[i] == 0;
     for (int i = 0; i < 4; ++i)
-        if (view.extent[i] != want[i])
+        /* Reconstructions may have room for more patches than are inspected. */
+        if (dense && i == 0 ? view.extent[i] < want[i] : view.extent[i] != want[i])
             fail(GRD_ERR_SHAPE,
                  text("result.%s is %lldx%lldx%lldx%lld, expected %lldx%lldx%lldx%lld; ask grd_inspector_grid first",
                       name, static_cast<long long>(view.extent[0]), static_cast<long long>(view.extent[1]),
@@ -77,7 +79,12 @@ struct grd_inspector {
     int32_t batch_limit = 0;
     const grd_backend *backend = nullptr;
     void *engine = nullptr;
-    grd::Buffer cut_workspace, score_workspace, x, x_hat, phi, phi_local, sorted, heatmaps, line;
+    std::vector<grd::Region> regions; /* none while nothing is decided */
+    int32_t frame_h = 0, frame_w = 0; /* of the areas; 0 when there are none */
+    grd::Mask roi;                    /* the bundle's */
+    grd::Selection selection;
+    int64_t selected_h = 0, selected_w = 0; /* frame that the selection was made for, by the bundle's mask; else 0 */
+    grd::Buffer cut_workspace, score_workspace, x, x_hat, phi, phi_local, margins, sorted, heatmaps, line;
 
     ~grd_inspector() {
         if (engine != nullptr) backend->engine_close(engine);
@@ -141,7 +148,8 @@ void check_open_params(const grd_inspector_params &params) {
         fail(GRD_ERR_ARGUMENT, text("threads is %d, expected 0 (all cores) to 4096", params.threads));
     if (params.batch_limit < 0 || params.batch_limit > 1024)
         fail(GRD_ERR_ARGUMENT, text("batch_limit is %d, expected 1 to 1024, or 0 for 16", params.batch_limit));
-    if (params.reserved != 0) fail(GRD_ERR_ARGUMENT, text("params.reserved is %d, expected 0", params.reserved));
+    if (params.undecided != 0 && params.undecided != 1)
+        fail(GRD_ERR_ARGUMENT, text("params.undecided is %d, expected 0 or 1", params.undecided));
 }
 
 const Engine &chosen_engine(const grd_bundle &bundle, const grd_inspector_params &params) {
@@ -164,7 +172,7 @@ const Engine &chosen_engine(const grd_bundle &bundle, const grd_inspector_params
 void open_engine(const grd_bundle &bundle, const grd_inspector_params &params, grd_inspector *inspector) {
     const Engine &engine = chosen_engine(bundle, params);
     inspector->backend = backend_by_name(engine.backend, params.backend_dir);
-    const Bytes &bytes = bundle.engine_bytes.at(engine.file);
+    const Bytes &bytes = bundle.kept_bytes.at(engine.file);
     grd_engine_desc desc = {};
     desc.struct_size = sizeof(desc);
     desc.threads = params.threads;
@@ -215,11 +223,19 @@ void infer(grd_inspector *inspector, int32_t count) {
     }
 }
 
-void score(grd_inspector *inspector, const grd_grid &grid, bool with_heatmap) {
+/* Overwrites x and x_hat where they are of no interest. */
+void score(grd_inspector *inspector, bool with_heatmap) {
     const grd_cut_params &cut = inspector->info.cut;
-    const grd_view x = dense_view(inspector->x.floats(), grid.count, cut.channels, cut.patch_h, cut.patch_w);
-    const grd_view x_hat = dense_view(inspector->x_hat.floats(), grid.count, cut.channels, cut.patch_h, cut.patch_w);
-    const grd_view heatmaps = dense_view(inspector->heatmaps.floats(), grid.count, 1, cut.patch_h, cut.patch_w);
+    const Selection &selection = inspector->selection;
+    const int32_t count = selection.count();
+    for (int32_t i = 0; i < count; ++i) {
+        if (!selection.patch(i).partial) continue;
+        selection.clear_outside(cut, i, inspector->x.floats());
+        selection.clear_outside(cut, i, inspector->x_hat.floats());
+    }
+    const grd_view x = dense_view(inspector->x.floats(), count, cut.channels, cut.patch_h, cut.patch_w);
+    const grd_view x_hat = dense_view(inspector->x_hat.floats(), count, cut.channels, cut.patch_h, cut.patch_w);
+    const grd_view heatmaps = dense_view(inspector->heatmaps.floats(), count, 1, cut.patch_h, cut.patch_w);
     grd_score_outputs outputs = {};
     outputs.struct_size = sizeof(outputs);
     outputs.phi = inspector->phi.floats();
@@ -230,6 +246,8 @@ void score(grd_inspector *inspector, const grd_grid &grid, bool with_heatmap) {
     if (status != GRD_OK)
         fail(status, text("patches of %dx%dx%d cannot be scored (%s)", cut.channels, cut.patch_h, cut.patch_w,
                           grd_status_name(status)));
+    for (int32_t i = 0; i < count; ++i)
+        outputs.phi[i] = static_cast<float>(outputs.phi[i] / selection.patch(i).share);
 }
 
 /* The k-th largest of the deciding scores, k <= count. NaN when any is NaN. */
@@ -243,39 +261,95 @@ float product_score(const float *scores, int32_t count, int32_t k, float *sorted
     return *kth;
 }
 
-void check_result(const grd_inspector &inspector, const grd_grid &grid, const grd_result &result) {
-    const grd_cut_params &cut = inspector.info.cut;
-    if (inspector.info.has_decision && grid.count < inspector.info.k) /* it could never be rejected */
-        fail(GRD_ERR_FRAME_SIZE, text("the frame has %d patches, fewer than the k of %d that make a product defective; "
-                                      "use larger frames, or recalibrate with a smaller k",
-                                      grid.count, inspector.info.k));
-    if (result.patches != nullptr && result.patch_capacity < grid.count)
-        fail(GRD_ERR_BUFFER, text("result.patches holds %lld, the frame has %d patches; ask grd_inspector_grid first",
-                                  static_cast<long long>(result.patch_capacity), grid.count));
-    if (result.heatmap != nullptr) check_output(*result.heatmap, "heatmap", 1, 1, grid.scaled_h, grid.scaled_w, false);
-    if (result.x_hat != nullptr)
-        check_output(*result.x_hat, "x_hat", grid.count, cut.channels, cut.patch_h, cut.patch_w, true);
+/* The mask that the caller sets, else the bundle's. */
+Mask mask_of(const grd_inspector &inspector, const grd_view &frame, const grd_view *roi) {
+    const int64_t h = frame.extent[2], w = frame.extent[3];
+    Mask mask = inspector.roi;
+    if (roi != nullptr) {
+        if (roi->data == nullptr) fail(GRD_ERR_ARGUMENT, "result.roi has no data; pass NULL for the bundle's mask");
+        if (roi->dtype != GRD_UINT8) fail(GRD_ERR_DTYPE, text("result.roi has dtype %d, expected UINT8", roi->dtype));
+        if (roi->space != GRD_SPACE_HOST)
+            fail(GRD_ERR_SPACE, text("result.roi lies in space %d, expected host memory", roi->space));
+        if (roi->extent[0] != 1 || roi->extent[1] != 1)
+            fail(GRD_ERR_SHAPE, text("result.roi holds %lld images of %lld channels, expected one of one",
+                                     static_cast<long long>(roi->extent[0]), static_cast<long long>(roi->extent[1])));
+        bool dense = true;
+        for (const int64_t stride : roi->stride_bytes) dense = dense && stride == 0;
+        mask.pixels = static_cast<const uint8_t *>(roi->data);
+        mask.h = roi->extent[2], mask.w = roi->extent[3];
+        mask.stride_y = dense ? mask.w : roi->stride_bytes[2];
+        mask.stride_x = dense ? 1 : roi->stride_bytes[3];
+    }
+    if (mask.pixels != nullptr && (mask.h != h || mask.w != w))
+        fail(GRD_ERR_FRAME_SIZE,
+             text("the frame is %lldx%lld px but the mask of interest is %lldx%lld px; use frames of that size, or draw "
+                  "it again",
+                  static_cast<long long>(h), static_cast<long long>(w), static_cast<long long>(mask.h),
+                  static_cast<long long>(mask.w)));
+    return mask;
 }
 
-void decide(grd_inspector *inspector, const grd_grid &grid, grd_result *result) {
+/* Made once for frames of one size, unless the caller brings a mask. */
+void select_patches(grd_inspector *inspector, const grd_grid &grid, const grd_view &frame, const grd_view *roi) {
+    const int64_t h = frame.extent[2], w = frame.extent[3];
+    if (inspector->frame_h != 0 && (h != inspector->frame_h || w != inspector->frame_w))
+        fail(GRD_ERR_FRAME_SIZE,
+             text("the frame is %lldx%lld px but the regions were drawn on frames of %dx%d px; use frames of that size, "
+                  "or draw the regions again",
+                  static_cast<long long>(h), static_cast<long long>(w), inspector->frame_h, inspector->frame_w));
+    const Mask mask = mask_of(*inspector, frame, roi);
+    if (roi == nullptr && inspector->selected_h == h && inspector->selected_w == w) return;
+    inspector->selected_h = inspector->selected_w = 0; /* until it is complete */
+    inspector->selection.choose(inspector->info.cut, grid, h, w, inspector->regions, mask,
+                                inspector->info.window == GRD_WINDOW_BOX);
+    if (roi == nullptr) inspector->selected_h = h, inspector->selected_w = w;
+}
+
+void check_result(const grd_inspector &inspector, const grd_grid &grid, const grd_result &result) {
+    const grd_cut_params &cut = inspector.info.cut;
+    const int32_t count = inspector.selection.count();
+    if (inspector.info.has_decision && count < inspector.info.k) /* it could never be rejected */
+        fail(GRD_ERR_FRAME_SIZE,
+             text("the frame has %d patches to inspect, fewer than the k of %d that make a product defective; use "
+                  "larger frames, or recalibrate with a smaller k",
+                  count, inspector.info.k));
+    if (result.patches != nullptr && result.patch_capacity < count)
+        fail(GRD_ERR_BUFFER, text("result.patches holds %lld, the frame has %d patches; ask grd_inspector_grid first",
+                                  static_cast<long long>(result.patch_capacity), count));
+    if (result.heatmap != nullptr) check_output(*result.heatmap, "heatmap", 1, 1, grid.scaled_h, grid.scaled_w, false);
+    if (result.x_hat != nullptr)
+        check_output(*result.x_hat, "x_hat", count, cut.channels, cut.patch_h, cut.patch_w, true);
+}
+
+void decide(grd_inspector *inspector, grd_result *result) {
     const grd_bundle_info &info = inspector->info;
+    const std::vector<Region> &regions = inspector->regions;
+    const int32_t count = inspector->selection.count();
     const float *phi = inspector->phi.floats(), *phi_local = inspector->phi_local.floats();
     const float *deciding = info.decides_local ? phi_local : phi;
+    float *margins = inspector->margins.floats();
     int32_t defective = 0;
-    for (int32_t i = 0; i < grid.count; ++i) {
-        const bool bad = info.has_decision && !(deciding[i] < info.threshold); /* true for NaN */
+    for (int32_t i = 0; i < count; ++i) {
+        const SelectedPatch &chosen = inspector->selection.patch(i);
+        const float threshold = info.has_decision ? regions[static_cast<size_t>(chosen.region)].threshold : 0;
+        const bool bad = info.has_decision && !(deciding[i] < threshold); /* true for NaN */
+        margins[i] = deciding[i] - threshold; /* 0 only for equal operands, so its sign is the decision */
         defective += bad ? 1 : 0;
         if (result->patches == nullptr) continue;
         grd_patch_result patch = {};
-        grd_cut_position(&info.cut, &grid, i, &patch.y_px, &patch.x_px);
+        patch.y_px = chosen.y_px;
+        patch.x_px = chosen.x_px;
+        patch.region = chosen.region;
         patch.decision = !info.has_decision ? GRD_UNDECIDED : bad ? GRD_DEFECTIVE : GRD_GOOD;
         patch.phi = phi[i];
         patch.phi_local = phi_local[i];
         result->patches[i] = patch;
     }
-    result->score = product_score(deciding, grid.count, info.has_decision ? info.k : 1, inspector->sorted.floats());
-    result->threshold = info.threshold;
-    result->patch_count = grid.count;
+    const bool several = regions.size() > 1;
+    result->score =
+        product_score(several ? margins : deciding, count, info.has_decision ? info.k : 1, inspector->sorted.floats());
+    result->threshold = several ? 0 : info.threshold;
+    result->patch_count = count;
     result->defective_count = defective;
     result->decision = !info.has_decision ? GRD_UNDECIDED : defective >= info.k ? GRD_DEFECTIVE : GRD_GOOD;
 }
@@ -290,33 +364,36 @@ grd_status inspect(grd_inspector *inspector, const grd_view *frame, grd_result *
     Stopwatch total, stage;
     const grd_cut_params &cut = inspector->info.cut;
     const grd_grid grid = grid_of_frame(*inspector, *frame);
+    select_patches(inspector, grid, *frame, result->roi);
     check_result(*inspector, grid, *result);
 
-    const size_t count = static_cast<size_t>(grid.count), floats = sizeof(float);
+    const int32_t inspected = inspector->selection.count();
+    const int32_t *slots = inspector->selection.slots();
+    const size_t count = static_cast<size_t>(inspected), floats = sizeof(float);
     const size_t patch_px = static_cast<size_t>(cut.patch_h) * static_cast<size_t>(cut.patch_w);
     const size_t patches_bytes = count * static_cast<size_t>(cut.channels) * patch_px * floats;
     inspector->cut_workspace.reserve(grd_cut_workspace_bytes(&cut, frame->extent[2], frame->extent[3]));
     inspector->x.reserve(patches_bytes);
     inspector->x_hat.reserve(patches_bytes);
-    for (Buffer *scores : {&inspector->phi, &inspector->phi_local, &inspector->sorted}) scores->reserve(count * floats);
+    for (Buffer *scores : {&inspector->phi, &inspector->phi_local, &inspector->margins, &inspector->sorted})
+        scores->reserve(count * floats);
     if (result->heatmap != nullptr) {
         inspector->heatmaps.reserve(count * patch_px * floats);
-        inspector->line.reserve(static_cast<size_t>(grid.scaled_w) * floats);
+        inspector->line.reserve(2 * static_cast<size_t>(grid.scaled_w) * floats);
     }
 
-    const grd_view patches = dense_view(inspector->x.floats(), grid.count, cut.channels, cut.patch_h, cut.patch_w);
-    const grd_status status =
-        grd_cut_frame(&cut, frame, &patches, inspector->cut_workspace.data(), inspector->cut_workspace.size());
+    const grd_status status = cut_frame(cut, frame, slots, inspected, inspector->x.floats(),
+                                        inspector->cut_workspace.data(), inspector->cut_workspace.size());
     if (status != GRD_OK) fail_cut(status, *frame, cut);
     const double cut_ms = stage.lap_ms();
-    infer(inspector, grid.count);
-    const double infer_ms = stage.lap_ms();
-    score(inspector, grid, result->heatmap != nullptr);
-    if (result->heatmap != nullptr)
-        stitch(cut, grid, inspector->heatmaps.floats(), *result->heatmap, inspector->line.floats());
-    const double score_ms = stage.lap_ms();
-    decide(inspector, grid, result);
+    infer(inspector, inspected);
     if (result->x_hat != nullptr) std::memcpy(result->x_hat->data, inspector->x_hat.data(), patches_bytes);
+    const double infer_ms = stage.lap_ms();
+    score(inspector, result->heatmap != nullptr);
+    if (result->heatmap != nullptr)
+        stitch(cut, grid, slots, inspector->heatmaps.floats(), *result->heatmap, inspector->line.floats());
+    const double score_ms = stage.lap_ms();
+    decide(inspector, result);
     result->cut_ms = cut_ms;
     result->infer_ms = infer_ms;
     result->score_ms = score_ms;
@@ -343,6 +420,15 @@ grd_status grd_inspector_open(const grd_bundle *bundle, const grd_inspector_para
             used = *params;
         }
         inspector->info = bundle->description.info;
+        inspector->roi = bundle->roi;
+        if (used.undecided) {
+            inspector->info.has_decision = inspector->info.k = inspector->info.region_count = 0;
+            inspector->info.threshold = std::numeric_limits<float>::quiet_NaN();
+        } else {
+            inspector->regions = bundle->description.regions;
+            inspector->frame_h = bundle->description.frame_h;
+            inspector->frame_w = bundle->description.frame_w;
+        }
         inspector->batch_limit = used.batch_limit > 0 ? used.batch_limit : 16;
         inspector->variant = used.score_variant != nullptr ? used.score_variant : "";
         const grd_score_params scoring = inspector->score_params();

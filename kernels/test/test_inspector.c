@@ -73,7 +73,7 @@ static void check_decision(const char *engine, const char *k, unsigned cells, in
           result.total_ms >= result.cut_ms + result.infer_ms + result.score_ms);
     int counted = 0;
     for (int i = 0; i < COUNT; ++i) {
-        CHECK(patches[i].y_px == i / COLS * PATCH && patches[i].x_px == i % COLS * PATCH && patches[i].reserved == 0);
+        CHECK(patches[i].y_px == i / COLS * PATCH && patches[i].x_px == i % COLS * PATCH && patches[i].region == 0);
         CHECK(patches[i].decision == (patches[i].phi < 0.0625f ? GRD_GOOD : GRD_DEFECTIVE));
         counted += patches[i].decision == GRD_DEFECTIVE;
         sorted[i] = patches[i].phi;
@@ -348,7 +348,7 @@ static void check_open_errors(void) {
     WITH(threads, -1, GRD_ERR_ARGUMENT);
     WITH(batch_limit, -1, GRD_ERR_ARGUMENT);
     WITH(batch_limit, 1025, GRD_ERR_ARGUMENT);
-    WITH(reserved, 1, GRD_ERR_ARGUMENT);
+    WITH(undecided, 2, GRD_ERR_ARGUMENT);
     WITH(target, "rtx", GRD_ERR_BUNDLE_ENGINE);
     WITH(precision, "int8", GRD_ERR_BUNDLE_ENGINE);
     WITH(precision, "", GRD_ERR_BUNDLE_ENGINE);

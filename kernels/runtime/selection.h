@@ -1,0 +1,51 @@
+/* selection.h - which patches of a frame are inspected, by which region, and which of their pixels count. Not public.
+ *
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * Source: docs/method.md, sections 6 and 7; grd_edge/regions.py is the readable definition. */
+#ifndef GRD_SELECTION_H
+#define GRD_SELECTION_H
+
+#include <cstdint>
+#include <vector>
+
+#include "bundle.h"
+#include "grd_edge.h"
+
+namespace grd {
+
+struct SelectedPatch {
+    int32_t y_px, x_px; /* in the scaled frame */
+    int32_t region;
+    bool partial;       /* some of its pixels are of no interest */
+    double share;       /* of the positions of its map: those whose window holds a pixel of interest */
+};
+
+class Selection {
+public:
+    /* Chooses among the patches of a frame; at least one, else Failure. Without regions every patch is of region 0.
+     * box: the window of the scores. Memory is allocated only when a frame needs more of it than those before. */
+    void choose(const grd_cut_params &cut, const grd_grid &grid, int64_t frame_h, int64_t frame_w,
+                const std::vector<Region> &regions, const Mask &mask, bool box);
+
+    int32_t count() const { return static_cast<int32_t>(patches_.size()); }
+    const SelectedPatch &patch(int32_t i) const { return patches_[static_cast<size_t>(i)]; }
+    /* By number in the grid: place among the chosen, -1 when not chosen. */
+    const int32_t *slots() const { return slots_.data(); }
+    /* Sets what is of no interest to 0 in patch i of `patches` (dense N,channels,patch_h,patch_w). */
+    void clear_outside(const grd_cut_params &cut, int32_t i, float *patches) const;
+
+private:
+    void scale(const Mask &mask);
+    void look_at(const grd_cut_params &cut, bool box, SelectedPatch *patch);
+
+    std::vector<SelectedPatch> patches_;
+    std::vector<int32_t> slots_;
+    std::vector<uint8_t> mask_;    /* scaled_h x scaled_w, 0 or 1; empty without a mask */
+    std::vector<int32_t> lowest_;  /* by column of the map: last row whose windows there hold a pixel of interest */
+    std::vector<int64_t> columns_; /* of the mask, by column of the scaled frame */
+    int32_t scaled_h_ = 0, scaled_w_ = 0;
+};
+
+} // namespace grd
+#endif
