@@ -63,6 +63,14 @@ class GeometryConfig(Section):
     padding: Literal["error", "reflect"] = "error"
 
 
+class DataConfig(Section):
+    """How images reach the training: decoded ones are kept up to `cache_mb`; threads prepare batches ahead."""
+
+    cache_mb: Annotated[int, Field(ge=0)] = 1024
+    workers: Annotated[int, Field(ge=0, le=256)] = 2  # threads; 0: batches are made where they are asked for
+    prefetch: Positive = 4  # batches kept ready
+
+
 class AugmentationConfig(Section):
     """Geometry and sensor noise, applied before the perturbation."""
 
@@ -122,7 +130,6 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     auxiliary_every: Positive = 1  # L_adv, L_enc and L_disc every n-th step, n-fold
-    cache_mb: Annotated[int, Field(ge=0)] = 1024
 
     @model_validator(mode="after")
     def _one_bound(self) -> TrainConfig:
@@ -151,6 +158,7 @@ class Config(Section):
     profile: str = DEFAULT_PROFILE
     model: ModelConfig = ModelConfig()
     geometry: GeometryConfig = GeometryConfig()
+    data: DataConfig = DataConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     perturbation: PerturbationConfig = PerturbationConfig()
     loss: LossConfig = LossConfig()

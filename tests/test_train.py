@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from grd_edge.config import OptimizerConfig, config_from_mapping
+from grd_edge.config import DataConfig, OptimizerConfig, config_from_mapping
 from grd_edge.data.dataset import dataset_from_folder
-from grd_edge.data.frames import FrameStore, batch_at, grid_from_config
+from grd_edge.data.frames import Frame, FrameStore, batch_at, grid_from_config
 from grd_edge.train import checkpoint_from_dataset, learning_rate, untrained_checkpoint
 
 
@@ -51,7 +51,7 @@ def test_a_batch_is_a_function_of_seed_and_step(dataset, tiny_config):
 def test_an_epoch_visits_every_image_once(dataset, tiny_config, monkeypatch):
     store, grid = FrameStore(dataset.train, tiny_config), grid_from_config(tiny_config)
     seen = []
-    monkeypatch.setattr(FrameStore, "__getitem__", lambda self, i: seen.append(i) or np.zeros((1, 40, 40), np.float32))
+    monkeypatch.setattr(FrameStore, "frame", lambda self, i: seen.append(i) or Frame(np.zeros((40, 40), np.uint8)))
     for step in range(len(store)):
         batch_at(store, grid, seed=0, step=step, batch=2)
     n = len(store)
@@ -60,12 +60,12 @@ def test_an_epoch_visits_every_image_once(dataset, tiny_config, monkeypatch):
 
 
 def test_a_cache_that_is_too_small_only_costs_time(dataset, tiny_config):
-    small = FrameStore(dataset.train, with_train(tiny_config, cache_mb=0))
+    small = FrameStore(dataset.train, tiny_config.model_copy(update={"data": DataConfig(cache_mb=0)}))
     full = FrameStore(dataset.train, tiny_config)
     for index in (0, 3, 0):
         assert np.array_equal(small[index], full[index])
-    assert full[0] is full[0]
-    assert small[0] is not small[0]
+    assert full.frame(0) is full.frame(0)
+    assert small.frame(0) is not small.frame(0)
 
 
 def test_the_same_seed_and_steps_give_the_same_weights(dataset, tiny_config):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from pathlib import Path
 
 import numpy as np
 
+from grd_edge.data.headers import read_header
 from grd_edge.errors import InputError, require
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
@@ -52,35 +54,35 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Decoded image as stored: uint8 or uint16, (H, W) or (H, W, 3) in RGB order; `.npy` may hold float32 too.
+    """Decoded image as stored: uint8, uint16 or float32, (H, W) or (H, W, 3) in RGB order.
+
+    The EXIF orientation is not applied, since masks are drawn on the stored image; an alpha channel must be opaque.
 
     Raises:
-        InputError: missing, truncated, not an image, or of a depth or channel count that is not taken.
+        InputError: missing, truncated, not an image, or of a kind that is not taken.
         MissingExtraError: OpenCV is not installed.
     """
     path = Path(path)
     try:
-        if path.suffix.lower() == ".npy":
-            return _checked(path, np.load(path, allow_pickle=False))
-        data = np.fromfile(path, np.uint8)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"the image {path} cannot be read ({error}); check or remove it") from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"the image {path} cannot be read ({error.strerror}); check or remove it") from error
+    header = read_header(path, data)
+    if data.startswith(b"\x93NUMPY"):
+        return np.ascontiguousarray(np.load(io.BytesIO(data), allow_pickle=False))
     cv2 = require("cv2", extra="images", purpose="to decode images")
-    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    if image is None:
-        raise InputError(f"the file {path} is not an image or is damaged ({data.size} bytes); check or remove it")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise InputError(f"the image {path} cannot be decoded ({error.err}); check or remove it") from error
+    if image is None or image.shape[:2] != (header.h, header.w):
+        raise InputError(f"the image {path} is damaged, or compressed in a way that is not taken; save it as PNG")
     if image.ndim == 3:
-        # Opaque alpha carries nothing; OpenCV decodes to BGR.
-        image = np.ascontiguousarray(image[:, :, 2::-1]) if image.shape[2] in (3, 4) else image
-    return _checked(path, image)
-
-
-def _checked(path: Path, image: np.ndarray) -> np.ndarray:
-    shape_ok = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3))
-    if not shape_ok or image.size == 0:
-        raise InputError(f"the image {path} has shape {image.shape}; expected H x W or H x W x 3")
-    if image.dtype not in (np.uint8, np.uint16, np.float32):
-        raise InputError(f"the image {path} holds {image.dtype}; expected 8 or 16 bit unsigned integers")
+        opaque = 1 if image.dtype == np.float32 else np.iinfo(image.dtype).max
+        if image.shape[2] == 4 and (image[:, :, 3] != opaque).any():
+            raise InputError(f"the image {path} has transparent pixels; save it without an alpha channel")
+        # OpenCV decodes to BGR, and grey with alpha to four channels.
+        image = np.ascontiguousarray(image[:, :, 0] if header.channels == 1 else image[:, :, 2::-1])
     return image
 
 
