@@ -19,6 +19,11 @@ from grd_edge.models.generator import Reconstructor
 SCHEMA = 1
 
 
+def first_keys(keys: list[str]) -> str:
+    """The first three of `keys` and their count, for a message."""
+    return f"{', '.join(keys[:3])}{' …' if len(keys) > 3 else ''} ({len(keys)})"
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What a run leaves behind. `weights` holds the reconstructor's state; training-only networks are not kept."""
@@ -41,8 +46,8 @@ class Checkpoint:
         for what, keys in (("lacks", missing), ("has foreign", foreign), ("has wrongly shaped", wrong)):
             if keys:
                 raise CheckpointError(
-                    f"the checkpoint {what} weights: {', '.join(keys[:3])}{' …' if len(keys) > 3 else ''} "
-                    f"({len(keys)}); it belongs to another profile than {self.config.profile!r}"
+                    f"the checkpoint {what} weights: {first_keys(keys)}; "
+                    f"it belongs to another profile than {self.config.profile!r}"
                 )
         net.load_state_dict(self.weights)
         return net.eval()
@@ -75,7 +80,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is not a safetensors checkpoint ({error}); pickled files are refused, "
-            "train again or convert the weights to safetensors"
+            "train again, or for a checkpoint of the method's authors: grd-edge import grdnet"
         ) from error
     if "grd_edge_schema" not in metadata:
         raise CheckpointError(f"{path} is a safetensors file of another program; expected one of grd-edge train")

@@ -36,6 +36,7 @@ class ModelConfig(Section):
     base: Positive = 16
     stages: tuple[Positive, ...] = (2, 2, 2, 2)
     resample: Literal["first", "last"] = "first"
+    decoder_resample: Literal["first", "last"] | None = None  # null: as the encoder
     bottleneck: Literal["dense", "conv"] = "dense"
     latent: Positive = 64
     upsampling: Literal["transposed", "resize_conv", "pixel_shuffle"] = "transposed"
@@ -187,7 +188,7 @@ def load_config(*, profile: str | None = None, path: Path | None = None, overrid
     Raises:
         ConfigError: unreadable file, unknown profile or key (the nearest is named), value out of range.
     """
-    user = _read_yaml(path) if path else {}
+    user = read_yaml(path) if path else {}
     name = profile or user.get("profile") or DEFAULT_PROFILE
     if not isinstance(name, str) or name not in profile_names():
         raise ConfigError(f"there is no profile {name!r}{_nearest(str(name), profile_names())}")
@@ -246,7 +247,12 @@ def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping a YAML file holds; empty for an empty file.
+
+    Raises:
+        ConfigError: unreadable, not YAML, or not a mapping.
+    """
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

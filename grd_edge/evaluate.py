@@ -6,35 +6,85 @@ Source: docs/method.md, sections 5 to 8.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from grd_edge.data.dataset import Sample
-from grd_edge.data.images import read_image
-from grd_edge.errors import InputError
-from grd_edge.metrics import auroc, average_precision, balanced_accuracy, bootstrap_interval
-from grd_edge.runtime import Inspection
+from grd_edge.bundle import Bundle, read_bundle
+from grd_edge.data.dataset import Sample, refuse_seen
+from grd_edge.data.images import read_image, read_mask
+from grd_edge.errors import BundleError, InputError
+from grd_edge.metrics import (
+    auroc,
+    average_precision,
+    balanced_accuracy,
+    bootstrap_interval,
+    paired_bootstrap,
+    rate_interval,
+)
+from grd_edge.pixel_metrics import PixelQuality, PixelScores
+from grd_edge.products import ProductResult, ProductRule
+from grd_edge.regions import scaled_mask
+from grd_edge.runtime import Inspection, Inspector
+
+OnImages = Callable[[int], None]
+
+# columns of the table of images
+COLUMNS = (
+    "image",
+    "kind",
+    "product",
+    "decision",
+    "correct",
+    "score",
+    "threshold",
+    "patches",
+    "defective_patches",
+    "phi_max",
+    "phi_local_max",
+)
 
 
 class FrameInspector(Protocol):
-    def inspect(self, frame: np.ndarray, *, heatmap: bool = False, x_hat: bool = False) -> Inspection: ...
+    def inspect(
+        self, frame: np.ndarray, *, roi: np.ndarray | None = None, heatmap: bool = False, x_hat: bool = False
+    ) -> Inspection: ...
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What an engine said of N images, in the order of the samples.
+    """What an engine said of labelled images. An image that shares its product with no other is a product of its own.
 
     Attributes:
-        scores: (N,) float32 product scores; labels: (N,) bool, True = defective.
-        inspections: the results themselves, without heatmaps.
+        samples, inspections: the images in order, and the results without heatmaps.
+        image_scores: (N,) float32, one per image.
+        products, labels: one result per product, in the order of their first images; True = defective.
+        quality: of the heatmaps; None when they were not asked for or cannot be measured, which `notes` explain.
+        pixel_images: images that `quality` was measured on.
+        notes: sentences on what was left out.
     """
 
-    scores: np.ndarray
-    labels: np.ndarray
+    samples: tuple[Sample, ...]
     inspections: tuple[Inspection, ...]
+    image_scores: np.ndarray
+    products: tuple[ProductResult, ...]
+    labels: np.ndarray
+    quality: PixelQuality | None = None
+    pixel_images: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(N,) float32, one per product."""
+        return np.array([product.score for product in self.products], np.float32)
+
+    @property
+    def image_labels(self) -> np.ndarray:
+        return np.array([sample.defective for sample in self.samples])
 
     @property
     def patch_scores(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -43,46 +93,196 @@ class Scored:
 
     @property
     def rejected(self) -> np.ndarray:
-        """(N,) bool: every decision but `good`."""
-        return np.array([i.decision != "good" for i in self.inspections])
+        """(N,) bool, one per product: every decision but `good`."""
+        return np.array([product.decision != "good" for product in self.products])
+
+    @property
+    def decided(self) -> bool:
+        return all(product.decision != "undecided" for product in self.products)
 
 
 def scored_from_samples(
-    inspector: FrameInspector, samples: Sequence[Sample], *, on_progress: Callable[[int], None] | None = None
+    inspector: FrameInspector,
+    samples: Sequence[Sample],
+    *,
+    rule: ProductRule | None = None,
+    pixels: bool = False,
+    roi: np.ndarray | None = None,
+    on_progress: OnImages | None = None,
 ) -> Scored:
     """Inspects every sample.
 
+    Args:
+        rule: how the images of a product decide together; None: every image is a product of its own.
+        pixels: compare heatmaps with ground truth masks too, at working scale.
+        roi: the inspector's own mask of interest, for samples that have none; pixels outside count for nothing.
+
     Raises:
-        InputError: an image cannot be read or does not fit the engine; names the file.
+        InputError: an image or mask cannot be read, does not fit the engine or the image; names the file.
     """
+    samples = tuple(samples)
+    pixels = pixels and any(sample.mask for sample in samples)
+    maps = _Maps(roi) if pixels else None
     found = []
     for done, sample in enumerate(samples, start=1):
         frame = read_image(sample.path)
+        mask = read_mask(sample.roi, frame.shape[:2]) if sample.roi else None
         try:
-            found.append(inspector.inspect(frame))
+            inspection = inspector.inspect(frame, heatmap=pixels, **({} if mask is None else {"roi": mask}))
         except InputError as error:
             raise InputError(f"{sample.path}: {error}") from error
+        if maps:
+            maps.add(sample, inspection.heatmap, frame.shape[:2], mask)
+        found.append(replace(inspection, heatmap=None))
         if on_progress:
             on_progress(done)
-    scores = np.array([inspection.score for inspection in found], np.float32)
-    return Scored(scores, np.array([sample.defective for sample in samples]), tuple(found))
+    groups: dict[str, list[int]] = {}
+    for index, sample in enumerate(samples):
+        groups.setdefault((rule and sample.product) or f"/{index}", []).append(index)
+    products = [
+        rule.product([found[i] for i in group]) if rule else _product_of_image(found[group[0]])
+        for group in groups.values()
+    ]
+    labels = np.array([any(samples[i].defective for i in group) for group in groups.values()])
+    scores = [rule.image_score(inspection) if rule else inspection.score for inspection in found]
+    scored = Scored(samples, tuple(found), np.array(scores, np.float32), tuple(products), labels)
+    return replace(scored, quality=maps.quality, pixel_images=maps.images, notes=maps.notes) if maps else scored
+
+
+def _product_of_image(inspection: Inspection) -> ProductResult:
+    return ProductResult(
+        inspection.decision,
+        inspection.score,
+        inspection.threshold,
+        len(inspection.phi),
+        int(inspection.defective.sum()),
+    )
+
+
+class _Maps:
+    """Heatmaps against ground truth. A defect without a mask, or whose mask is lost at working scale, is left out."""
+
+    def __init__(self, roi: np.ndarray | None) -> None:
+        self.roi, self.scores = roi, PixelScores()
+        self.images = self.without = self.lost = 0
+
+    def add(self, sample: Sample, heatmap: np.ndarray, frame_px: tuple[int, int], roi: np.ndarray | None) -> None:
+        if sample.defective and sample.mask is None:
+            self.without += 1
+            return
+        roi = self.roi if roi is None else roi
+        inside = None if roi is None else scaled_mask(roi, *heatmap.shape)
+        truth = None
+        if sample.mask:
+            truth = scaled_mask(read_mask(sample.mask, frame_px), *heatmap.shape)
+            if not (truth if inside is None else truth & inside).any():
+                self.lost += 1
+                return
+        self.images += 1
+        self.scores.add(heatmap, truth, inside)
+
+    @property
+    def quality(self) -> PixelQuality | None:
+        return self.scores.quality()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        lines = (
+            (self.without, "without a mask: defects for the image metrics, left out of the pixel metrics"),
+            (self.lost, "whose mask has no pixel of interest at working scale: left out of the pixel metrics"),
+        )
+        return tuple(f"{count} defective images {what}" for count, what in lines if count)
 
 
 def metrics_from_scored(scored: Scored) -> dict[str, Any]:
-    """Image metrics on continuous scores with 95 % intervals; decisions only where there are thresholds."""
-    low, high = bootstrap_interval(auroc, scored.scores, scored.labels)
-    decided = all(inspection.decision != "undecided" for inspection in scored.inspections)
-    rejected, labels = scored.rejected, scored.labels
-    return {
-        "images": len(labels),
-        "defective": int(labels.sum()),
-        "image_auroc": float(auroc(scored.scores, labels)),
-        "image_auroc_ci95": [float(low), float(high)],
-        "image_ap": float(average_precision(scored.scores, labels)),
-        "balanced_accuracy": float(balanced_accuracy(rejected, labels)) if decided else None,
-        "false_reject_rate": float(rejected[~labels].mean()) if decided else None,
-        "escape_rate": float((~rejected[labels]).mean()) if decided else None,
+    """Metrics of images, products, decisions and pixels, with 95 % intervals; null where `notes` say why.
+
+    Scores are continuous; decisions count only where there are thresholds. Keys that begin with `product` are there
+    when some product has several images.
+    """
+    labels, rejected, notes = scored.labels, scored.rejected, list(scored.notes)
+    images = scored.image_labels
+    result: dict[str, Any] = {"images": len(images), "defective": int(images.sum())}
+    both = bool(images.any() and not images.all())
+    if not both:
+        kind = "defective" if images.any() else "good"
+        notes.append(f"all images are {kind}, so there is no AUROC, average precision or balanced accuracy")
+    result |= _ranking("image", scored.image_scores, images, both)
+    if len(labels) < len(images):
+        result |= {"products": len(labels), "products_defective": int(labels.sum())}
+        result |= _ranking("product", scored.scores, labels, both)
+
+    if not scored.decided:
+        notes.append("the bundle has no thresholds, so there are no decisions to measure")
+    measured = scored.decided and both
+    result["balanced_accuracy"] = balanced_accuracy(rejected, labels) if measured else None
+    result["balanced_accuracy_ci95"] = (
+        list(bootstrap_interval(balanced_accuracy, rejected, labels)) if measured else None
+    )
+    for name, wrong in (("false_reject", rejected[~labels]), ("escape", ~rejected[labels])):
+        counted = scored.decided and len(wrong) > 0
+        result[f"{name}_rate"] = float(wrong.mean()) if counted else None
+        result[f"{name}_rate_ci95"] = list(rate_interval(int(wrong.sum()), len(wrong))) if counted else None
+
+    quality = scored.quality
+    if quality is None and not any(sample.mask for sample in scored.samples):
+        notes.append("no defective image has a mask, so there are no pixel metrics")
+    elif quality is None:
+        notes.append("pixel metrics need defective and good pixels, and heatmaps that were asked for")
+    result |= {
+        "pixel_auroc": quality and quality.auroc,
+        "aupro": quality and quality.aupro,
+        "pixel_images": scored.pixel_images,
+        "pixel_regions": quality and quality.regions,
+        "pixel_error_bound": quality and quality.error_bound,
+        "kinds": _kinds(scored),
+        "notes": notes,
     }
+    return result
+
+
+def _ranking(name: str, scores: np.ndarray, labels: np.ndarray, both: bool) -> dict[str, Any]:
+    """AUROC and average precision with intervals; null unless both classes are there."""
+    result: dict[str, Any] = {}
+    for short, metric in (("auroc", auroc), ("ap", average_precision)):
+        result[f"{name}_{short}"] = metric(scores, labels) if both else None
+        result[f"{name}_{short}_ci95"] = list(bootstrap_interval(metric, scores, labels)) if both else None
+    return result
+
+
+def _kinds(scored: Scored) -> dict[str, dict[str, Any]]:
+    """Each kind of defect against all good images: images, AUROC, escapes as decided for the images."""
+    kinds = np.array([sample.kind for sample in scored.samples])
+    good, scores = ~scored.image_labels, scored.image_scores
+    rejected = np.array([inspection.decision != "good" for inspection in scored.inspections])
+    table = {}
+    for kind in sorted(set(kinds[~good].tolist())):
+        chosen = kinds == kind
+        rows = good | chosen
+        table[kind] = {
+            "images": int(chosen.sum()),
+            "image_auroc": auroc(scores[rows], chosen[rows]) if good.any() else None,
+            "escapes": int((~rejected[chosen]).sum()) if scored.decided else None,
+        }
+    return table
+
+
+def gain_from_scored(scored: Scored, untrained: Scored) -> dict[str, Any]:
+    """The untrained generator beside the trained one, with the paired interval of the gain in image AUROC."""
+    quality, labels = untrained.quality, scored.image_labels
+    result: dict[str, Any] = {
+        "image_auroc_untrained": None,
+        "auroc_gain": None,
+        "auroc_gain_ci95": None,
+        "pixel_auroc_untrained": quality and quality.auroc,
+        "aupro_untrained": quality and quality.aupro,
+    }
+    if labels.any() and not labels.all():
+        ours, theirs = scored.image_scores, untrained.image_scores
+        result["image_auroc_untrained"] = auroc(theirs, labels)
+        result["auroc_gain"] = auroc(ours, labels) - result["image_auroc_untrained"]
+        result["auroc_gain_ci95"] = list(paired_bootstrap(auroc, ours, theirs, labels))
+    return result
 
 
 def parity_from_scored(engine: Scored, reference: Scored) -> dict[str, Any]:
@@ -100,3 +300,99 @@ def parity_from_scored(engine: Scored, reference: Scored) -> dict[str, Any]:
         "decision_flips": int((engine.rejected != reference.rejected).sum()),
         "patch_decision_flips": patch_flips,
     }
+
+
+def rows_from_scored(scored: Scored) -> list[dict[str, Any]]:
+    """One row of `COLUMNS` per image."""
+    return [
+        {
+            "image": str(sample.path),
+            "kind": sample.kind,
+            "product": sample.product or "",
+            "decision": inspection.decision,
+            "correct": (inspection.decision != "good") == sample.defective if scored.decided else "",
+            "score": inspection.score,
+            "threshold": inspection.threshold,
+            "patches": len(inspection.phi),
+            "defective_patches": int(inspection.defective.sum()),
+            "phi_max": float(inspection.phi.max()),
+            "phi_local_max": float(inspection.phi_local.max()),
+        }
+        for sample, inspection in zip(scored.samples, scored.inspections, strict=True)
+    ]
+
+
+def evaluated_bundle(
+    path: Path,
+    samples: Sequence[Sample],
+    *,
+    against: Path | None = None,
+    untrained: bool = True,
+    bar: Callable[[str], OnImages] = lambda name: lambda done: None,
+) -> tuple[dict[str, Any], Scored]:
+    """All that is measured of a bundle on labelled images.
+
+    Args:
+        samples: test images, none of them used to make the model.
+        against: checkpoint whose network runs in PyTorch beside the engine.
+        untrained: report an untrained generator too, where PyTorch is installed.
+        bar: gives the progress callback of the pass with this name.
+
+    Returns:
+        What `metrics_from_scored`, `gain_from_scored` and `parity_from_scored` say, and the engine's results.
+
+    Raises:
+        InputError: images that the model was made from, or that do not fit; BundleError, CheckpointError, EngineError.
+    """
+    bundle = read_bundle(path)
+    training = bundle.manifest["provenance"].get("training", {})
+    refuse_seen(samples, training.get("seen", ()), purpose="metrics")
+    rule, options = ProductRule.of_bundle(bundle), {"pixels": True, "roi": bundle.roi}
+    with Inspector(path) as inspector:
+        scored = scored_from_samples(inspector, samples, rule=rule, on_progress=bar("engine"), **options)
+    result = metrics_from_scored(scored)
+    if against:
+        from grd_edge.checkpoint import read_checkpoint
+        from grd_edge.engine.torch import TorchInspector
+
+        reference = scored_from_samples(
+            TorchInspector.of_bundle(read_checkpoint(against), bundle), samples, rule=rule, on_progress=bar("reference")
+        )
+        both = result["image_auroc"] is not None
+        result["auroc_reference"] = auroc(reference.image_scores, scored.image_labels) if both else None
+        result |= parity_from_scored(scored, reference)
+    if untrained and importlib.util.find_spec("torch") is None:
+        result["notes"].append("the untrained baseline needs PyTorch: pip install 'grd-edge[train]'")
+    elif untrained:
+        baseline = scored_from_samples(
+            untrained_inspector(bundle),
+            samples,
+            rule=replace(rule, thresholds=()),
+            on_progress=bar("untrained"),
+            **options,
+        )
+        result |= gain_from_scored(scored, baseline)
+    return result, scored
+
+
+def untrained_inspector(bundle: Bundle) -> FrameInspector:
+    """The generator that a bundle's model was before its training, with the bundle's k, regions and mask of interest.
+
+    It decides nothing: thresholds belong to the trained model.
+
+    Raises:
+        BundleError: the bundle does not say how its model was configured.
+    """
+    from grd_edge.config import config_from_mapping
+    from grd_edge.engine.torch import TorchInspector
+    from grd_edge.train import untrained_checkpoint
+
+    config = bundle.manifest["provenance"].get("config")
+    if not isinstance(config, dict):
+        raise BundleError(
+            f"{bundle.path} does not hold the configuration of its model, so there is no untrained baseline; "
+            "evaluate it with --no-untrained"
+        )
+    k = bundle.decision["k"] if bundle.decision else 1
+    checkpoint = untrained_checkpoint(config_from_mapping(config))
+    return TorchInspector(checkpoint, k=k, regions=bundle.regions, roi=bundle.roi)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grd_edge.errors import InputError
-from grd_edge.metrics import auroc, average_precision, balanced_accuracy, bootstrap_interval, paired_bootstrap
+from grd_edge.metrics import (
+    auroc,
+    average_precision,
+    balanced_accuracy,
+    bootstrap_interval,
+    paired_bootstrap,
+    rate_interval,
+)
 
 # Few distinct values, so that ties are common.
 samples = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=40).filter(
@@ -137,3 +145,57 @@ class TestBootstrap:
             bootstrap_interval(auroc, a, labels, n=5, level=1)
         with pytest.raises(InputError, match="one label per score"):
             paired_bootstrap(auroc, a, a[1:], labels, n=5)
+
+    def test_sorting_once_gives_what_each_resample_gives(self, data):
+        a, labels, rng = data
+        rounded, other = np.round(a, 1), np.round(a + rng.normal(size=500), 1)  # with ties
+        for metric in (auroc, average_precision):
+            slow = lambda scores, y, metric=metric: metric(scores, y)  # noqa: E731 (unknown, hence not sorted once)
+            expected = bootstrap_interval(slow, rounded, labels, n=60)
+            np.testing.assert_allclose(bootstrap_interval(metric, rounded, labels, n=60), expected, atol=1e-12)
+            expected = paired_bootstrap(slow, rounded, other, labels, n=60)
+            np.testing.assert_allclose(paired_bootstrap(metric, rounded, other, labels, n=60), expected, atol=1e-12)
+
+    def test_a_hundred_thousand_samples_are_quick_and_small(self):
+        rng = np.random.default_rng(0)
+        labels = rng.random(100_000) < 0.1
+        scores = (rng.normal(size=100_000) + labels).astype(np.float32)
+        begin = time.perf_counter()
+        tracemalloc.start()
+        low, high = bootstrap_interval(auroc, scores, labels, n=200)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert low < auroc(scores, labels) < high
+        assert time.perf_counter() - begin < 10  # 0.2 s on one idle core
+        assert peak < 50e6  # all indices at once would be 160 MB
+
+
+def wilson_by_definition(events: int, n: int, z: float) -> list[float]:
+    """Rates p at which (events / n - p)^2 = z^2 p (1 - p) / n, by bisection from the estimate outwards."""
+    found = []
+    for end in (0.0, 1.0):
+        inside, outside = events / n, end
+        for _ in range(80):
+            middle = (inside + outside) / 2
+            within = (events / n - middle) ** 2 <= z * z * middle * (1 - middle) / n
+            inside, outside = (middle, outside) if within else (inside, middle)
+        found.append(inside)
+    return found
+
+
+@pytest.mark.parametrize(("events", "n"), [(0, 1), (1, 1), (0, 40), (3, 40), (20, 40), (40, 40), (117, 430)])
+def test_rate_interval_solves_its_equation(events, n):
+    low, high = rate_interval(events, n)
+    np.testing.assert_allclose((low, high), wilson_by_definition(events, n, 1.959963984540054), atol=1e-9)
+    assert 0 <= low <= events / n <= high <= 1
+    assert (low == 0) == (events == 0) and (high == 1) == (events == n)
+    wide = rate_interval(events, n, level=0.99)
+    assert wide[0] <= low and high <= wide[1]
+
+
+def test_rate_interval_refuses_what_is_no_rate():
+    for events, n in ((1, 0), (2, 1), (-1, 5)):
+        with pytest.raises(InputError, match="rate"):
+            rate_interval(events, n)
+    with pytest.raises(InputError, match="level"):
+        rate_interval(1, 2, level=0)

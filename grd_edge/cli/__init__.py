@@ -10,7 +10,19 @@ import sys
 
 import typer
 
-from grd_edge.cli import build, calibrate, demo, doctor, eval, infer, inspect, recalibrate, train, validate_config
+from grd_edge.cli import (
+    build,
+    calibrate,
+    demo,
+    doctor,
+    eval,
+    import_,
+    infer,
+    inspect,
+    recalibrate,
+    train,
+    validate_config,
+)
 from grd_edge.errors import GrdError, MissingExtraError
 
 app = typer.Typer(
@@ -26,6 +38,7 @@ app.command("validate-config")(validate_config.validate_config)
 app.command("train")(train.train)
 app.command("calibrate")(calibrate.calibrate)
 app.command("recalibrate")(recalibrate.recalibrate)
+app.add_typer(import_.app, name="import")
 app.add_typer(build.app, name="build")
 app.command("eval")(eval.eval_)
 app.command("infer")(infer.infer)

@@ -1,10 +1,14 @@
-"""What the verbs share: consoles, progress bars, options."""
+"""What the verbs share: consoles, progress bars, options, and the loop over the categories of a benchmark root."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +16,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from grd_edge.errors import GrdError, InputError, MissingExtraError
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -40,13 +46,25 @@ def load_dataset(data: str, *, seed: int = 0, need_test: bool = True):
     return dataset_from_folder(Path(data), seed=seed, need_test=need_test)
 
 
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: NaN and infinity, which JSON lacks, are null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=1))
+    if not _collected(value):
+        typer.echo(json.dumps(plain(value), indent=1, allow_nan=False))
 
 
 def print_rows(title: str, rows: dict[str, Any]) -> None:
     """A two-column table on stdout."""
+    if _collected(rows):
+        return
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
@@ -55,8 +73,146 @@ def print_rows(title: str, rows: dict[str, Any]) -> None:
     out.print(table)
 
 
+# ------------------------------------------------------------------------------------------ benchmark roots
+
+# while a verb runs for one category: where the result goes that it would print
+_category: ContextVar[dict[str, Any] | None] = ContextVar("_category", default=None)
+
+
+def in_category() -> bool:
+    """Whether a verb runs for one category, so that what it prints goes into the table."""
+    return _category.get() is not None
+
+
+def _collected(result: Any) -> bool:
+    """Keeps `result` for the table of the categories; False outside of that loop."""
+    row = _category.get()
+    if row is None or not isinstance(result, dict):
+        return False
+    row.update(result)
+    return True
+
+
+def each_category(
+    *,
+    inputs: Mapping[str, str] | None = None,
+    outputs: Mapping[str, str] | None = None,
+    columns: Sequence[str] = (),
+    root: Callable[[dict[str, Any]], str | Path | None] = lambda arguments: arguments["data"],
+    narrowed: Callable[[Path], dict[str, Any]] = lambda folder: {"data": str(folder)},
+):
+    """Lets a verb run over the categories of a benchmark root, and end with a table of what it would have printed.
+
+    A category that fails does not stop the others; its sentence comes at the end.
+
+    Args:
+        inputs, outputs: parameter -> suffix. For a root they name a folder with a file <category><suffix> each.
+        columns: keys of the result that the table shows.
+        root: the folder that may be a benchmark root, from the verb's arguments.
+        narrowed: arguments that make the verb run on one category.
+    """
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        defaults = {name: parameter.default for name, parameter in inspect.signature(verb).parameters.items()}
+
+        @functools.wraps(verb)
+        def looped(**arguments: Any) -> None:
+            place = root(arguments)
+            folders = _categories(place)
+            if not folders:
+                return verb(**arguments)
+            homes = _folders_of_categories(place, folders, arguments, inputs or {}, outputs or {}, defaults)
+            rows: dict[str, dict[str, Any]] = {}
+            failed: dict[str, str] = {}
+            for index, folder in enumerate(folders, start=1):
+                name = folder.name
+                err.print(f"{name} ({index} of {len(folders)})")
+                own = {parameter: home / f"{name}{suffix}" for parameter, (home, suffix) in homes.items()}
+                row: dict[str, Any] = {}
+                token = _category.set(row)
+                try:
+                    verb(**{**arguments, **narrowed(folder), **own})
+                except MissingExtraError:
+                    raise
+                except GrdError as error:
+                    failed[name] = str(error)
+                finally:
+                    _category.reset(token)
+                if row:
+                    rows[name] = row
+            _print_categories(rows, failed, columns, json_=arguments["json_"])
+            if failed:
+                sentences = "; ".join(f"{name}: {sentence}" for name, sentence in failed.items())
+                raise InputError(f"{len(failed)} of {len(folders)} categories failed: {sentences}")
+
+        return looped
+
+    return decorate
+
+
+def _categories(place: str | Path | None) -> list[Path]:
+    """Folders of the categories when `place` is a benchmark root, else none."""
+    from grd_edge.data.dataset import categories
+
+    return categories(Path(place)) if place is not None and Path(place).is_dir() else []
+
+
+def _folders_of_categories(place, folders, arguments, inputs, outputs, defaults) -> dict[str, tuple[Path, str]]:
+    """parameter -> folder and suffix of the categories' files.
+
+    Raises:
+        InputError: a file was given where a folder is needed.
+    """
+    homes = {}
+    for parameter, suffix in {**inputs, **outputs}.items():
+        path = arguments[parameter]
+        if path is None:
+            continue
+        if parameter in outputs and path == defaults[parameter]:
+            path = path.parent
+        if (suffix and path.suffix == suffix) or (parameter in inputs and not path.is_dir()):
+            raise InputError(
+                f"{place} holds the categories {', '.join(folder.name for folder in folders)}, so a folder with "
+                f"{folders[0].name}{suffix} and so on is needed, found {path}; give that folder"
+            )
+        homes[parameter] = path, suffix
+    return homes
+
+
+def _print_categories(rows, failed, columns: Sequence[str], *, json_: bool) -> None:
+    """The table of a benchmark root: a row per category, and the mean of what is measured."""
+    numbers = {key: [row.get(key) for row in rows.values()] for row in rows.values() for key in row}
+    mean = {
+        key: sum(values) / len(values)
+        for key, values in numbers.items()
+        if values and all(isinstance(value, float) and math.isfinite(value) for value in values)
+    }
+    if json_:
+        typer.echo(json.dumps(plain({"categories": rows, "mean": mean, "failed": failed}), allow_nan=False))
+        return
+    table = Table("category", *(column.replace("_", " ") for column in columns))
+    for name, row in [*rows.items(), *([("mean", mean)] if mean else [])]:
+        if name == "mean":
+            table.add_section()
+        table.add_row(name, *(cell(row.get(column)) for column in columns))
+    for name in failed.keys() - rows.keys():
+        table.add_row(name, "failed")
+    out.print(table)
+
+
+def cell(value: Any) -> str:
+    """A value as tables show it: four decimals, nothing for null."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, list) and value and all(isinstance(item, float) for item in value):
+        return f"[{', '.join(map(cell, value))}]"
+    return str(value)
+
+
 @contextmanager
-def progress() -> Iterator[Progress]:
+def progress(*, shown: bool = True) -> Iterator[Progress]:
     """Progress bar on stderr; the task's `note` field is shown at its end."""
     columns = (
         TextColumn("{task.description}"),
@@ -65,7 +221,7 @@ def progress() -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=err) as bar:
+    with Progress(*columns, console=err, disable=not shown) as bar:
         yield bar
 
 

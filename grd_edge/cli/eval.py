@@ -2,43 +2,94 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from grd_edge.cli.common import BundlePath, Data, ImageBar, Json, load_dataset, print_json, print_rows, progress
+from grd_edge.cli.common import (
+    BundlePath,
+    Data,
+    ImageBar,
+    Json,
+    cell,
+    each_category,
+    in_category,
+    load_dataset,
+    plain,
+    print_json,
+    print_rows,
+    progress,
+)
 
 
+@each_category(
+    inputs={"bundle": ".grdb", "against": ".safetensors"},
+    outputs={"output": ""},
+    columns=(
+        "image_auroc",
+        "image_auroc_ci95",
+        "image_auroc_untrained",
+        "image_ap",
+        "pixel_auroc",
+        "aupro",
+        "balanced_accuracy",
+        "false_reject_rate",
+        "escape_rate",
+    ),
+)
 def eval_(
     bundle: BundlePath,
     data: Data,
     against: Annotated[
         Path | None, typer.Option("--against", help="Checkpoint to compare with, image by image, in PyTorch.")
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for eval.json and images.csv, a row per image.")
+    ] = None,
+    untrained: Annotated[
+        bool, typer.Option("--untrained/--no-untrained", help="Report an untrained generator beside the trained one.")
+    ] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
     json_: Json = False,
 ) -> None:
-    """Image AUROC, AP, balanced accuracy at the shipped threshold; with --against, agreement with PyTorch."""
-    from grd_edge.bundle import read_bundle
-    from grd_edge.evaluate import metrics_from_scored, parity_from_scored, scored_from_samples
-    from grd_edge.runtime import Inspector
+    """AUROC, AP, AUPRO, rates at the shipped threshold, with intervals; with --against, agreement with PyTorch.
+
+    For a benchmark root BUNDLE is the folder that holds <category>.grdb.
+    """
+    from grd_edge.evaluate import COLUMNS, evaluated_bundle, rows_from_scored
+    from grd_edge.files import write_atomically
+    from grd_edge.results import csv_lines
 
     samples = load_dataset(data, seed=seed).test
     with progress() as bar:
-        with Inspector(bundle) as inspector:
-            scored = scored_from_samples(inspector, samples, on_progress=ImageBar(bar, "engine", len(samples)))
-        result = metrics_from_scored(scored)
-        if against:
-            from grd_edge.checkpoint import read_checkpoint
-            from grd_edge.engine.torch import TorchInspector
+        result, scored = evaluated_bundle(
+            bundle,
+            samples,
+            against=against,
+            untrained=untrained,
+            bar=lambda name: ImageBar(bar, name, len(samples)),
+        )
+    if output:
+        write_atomically(output / "images.csv", csv_lines(COLUMNS, rows_from_scored(scored)))
+        write_atomically(output / "eval.json", (json.dumps(plain(result), indent=1, allow_nan=False) + "\n").encode())
+    if json_ or in_category():
+        print_json(result)
+    else:
+        print_rows(f"{bundle.name} on {data}", _shown(result))
 
-            opened = read_bundle(bundle)
-            k = opened.decision["k"] if opened.decision else 1
-            reference = TorchInspector(read_checkpoint(against), threshold=opened.threshold, k=k)
-            reference_scored = scored_from_samples(
-                reference, samples, on_progress=ImageBar(bar, "reference", len(samples))
-            )
-            result["auroc_reference"] = metrics_from_scored(reference_scored)["image_auroc"]
-            result |= parity_from_scored(scored, reference_scored)
-    print_json(result) if json_ else print_rows(f"{bundle.name} on {data}", result)
+
+def _shown(result: dict[str, Any]) -> dict[str, Any]:
+    """What the table shows: an interval beside its figure, a line per kind of defect, the notes one by one."""
+    rows = dict(result)
+    for name in [name for name in rows if name.endswith("_ci95")]:
+        interval = cell(rows.pop(name))
+        rows[name.removesuffix("_ci95")] = f"{cell(rows.get(name.removesuffix('_ci95')))}  95 % {interval}".strip()
+    kinds, notes = rows.pop("kinds"), rows.pop("notes")
+    for kind, found in kinds.items():
+        rows[f"  {kind}"] = (
+            f"{found['images']} images, AUROC {cell(found['image_auroc'])}, escapes {cell(found['escapes'])}"
+        )
+    rows |= {f"note {index}": note for index, note in enumerate(notes, start=1)}
+    return {name: cell(value) for name, value in rows.items()}

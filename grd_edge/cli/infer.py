@@ -2,52 +2,112 @@
 
 from __future__ import annotations
 
-import json
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from grd_edge.cli.common import BundlePath, Json, err
+from grd_edge.cli.common import BundlePath, ImageBar, Json, each_category, err, in_category, print_json, progress
 
 COLUMNS = ("image", "decision", "score", "threshold", "patches", "defective_patches", "total_ms")
+LONG_IMAGES = 200  # from here on a bar shows progress even when the lines go to a terminal, too
 
 
+class FileFormat(StrEnum):
+    csv = "csv"
+    jsonl = "jsonl"
+
+
+def _root(arguments: dict[str, Any]) -> Path | None:
+    return arguments["images"][0] if len(arguments["images"]) == 1 else None
+
+
+@each_category(
+    inputs={"bundle": ".grdb"},
+    outputs={"output": ""},
+    columns=("images", "good", "defective", "undecided", "error"),
+    root=_root,
+    narrowed=lambda folder: {"images": [folder / "test"], "recursive": True},
+)
 def infer(
     bundle: BundlePath,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder that results.csv or results.jsonl grows in.")
+    ] = None,
+    formats: Annotated[
+        list[FileFormat] | None, typer.Option("--format", help="Of the results; repeatable. Default: csv.")
+    ] = None,
+    heatmaps: Annotated[bool, typer.Option("--heatmaps", help="A picture per image, in OUT/heatmaps.")] = False,
+    heatmap_top: Annotated[
+        float | None, typer.Option(min=1e-4, max=1, help="Difference at which the pictures' color scale ends.")
+    ] = None,
+    roi: Annotated[Path | None, typer.Option("--roi", help="Mask of interest of all images.")] = None,
+    product_by: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Searched in the path; its first group names the product.")
+    ] = None,
+    run_by: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Searched in the path; its first group names the run.")
+    ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Images of all subfolders, too.")] = False,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0: all cores.")] = 0,
     precision: Annotated[str | None, typer.Option(help="Precision of the engine; default: the bundle's.")] = None,
     json_: Json = False,
 ) -> None:
-    """Inspect images with the bundle's engine; one line per image (JSON lines with --json)."""
-    from grd_edge.data.images import image_files, read_image
-    from grd_edge.errors import InputError
-    from grd_edge.runtime import Inspector
+    """Inspect images with the bundle's engine; one line per image (JSON lines with --json).
 
-    files = [file for path in images for file in (image_files(path) if path.is_dir() else [path])]
-    with Inspector(bundle, threads=threads, precision=precision) as inspector:
-        if not inspector.info.has_decision:
-            err.print("grd-edge: this bundle has no thresholds yet, so nothing is decided; run: grd-edge recalibrate")
-        if not json_:
-            typer.echo("\t".join(COLUMNS))
-        for file in files:
-            try:
-                result = inspector.inspect(read_image(file))
-            except InputError as error:
-                raise error if str(file) in str(error) else InputError(f"{file}: {error}") from error
-            row = (
-                str(file),
-                result.decision,
-                result.score,
-                result.threshold,
-                len(result.phi),
-                int(result.defective.sum()),
-                round(result.times_ms["total"], 3),
-            )
+    An image that cannot be inspected gets the decision `error`, the others are inspected, and the exit code is 1. For
+    a benchmark root BUNDLE is the folder that holds <category>.grdb, and the test images are inspected.
+    """
+    from grd_edge.errors import InputError
+    from grd_edge.inference import InferOptions, images_of, inspected_images
+    from grd_edge.results import json_line
+
+    if heatmaps and output is None:
+        raise InputError("heatmaps need a folder to go to; add one with: -o OUT")
+    files = images_of(images, recursive=recursive)
+    options = InferOptions(
+        output=output,
+        formats=tuple(dict.fromkeys(str(each) for each in formats or [FileFormat.csv])),
+        heatmaps=heatmaps,
+        heatmap_top=heatmap_top,
+        roi=roi,
+        product_by=product_by,
+        run_by=run_by,
+        threads=threads,
+        precision=precision,
+    )
+    counts = dict.fromkeys(("images", "good", "defective", "undecided", "error"), 0)
+    failed: list[dict[str, Any]] = []
+    titled = json_
+    with progress(shown=len(files) >= LONG_IMAGES) as bar:
+        on_progress = ImageBar(bar, "infer", len(files))
+        for row in inspected_images(bundle, files, options, on_note=lambda text: err.print(f"grd-edge: {text}")):
+            if not titled:
+                typer.echo("\t".join(COLUMNS))
+                titled = True
+            if row["level"] == "image":
+                counts["images"] += 1
+                counts[row["decision"]] += 1
+                if row["decision"] == "error":
+                    failed.append(row)
+                on_progress(counts["images"])
+            line = {row["level"]: row["name"], **{column: row[column] for column in COLUMNS[1:]}}
+            if row["error"]:
+                line["error"] = row["error"]
             if json_:
-                # NaN is no JSON: a score that does not exist is null.
-                values = [None if value != value else value for value in row]
-                typer.echo(json.dumps(dict(zip(COLUMNS, values, strict=True))))
+                typer.echo(json_line(line), nl=False)
             else:
-                typer.echo("\t".join(f"{value:.6f}" if isinstance(value, float) else str(value) for value in row))
+                line[row["level"]] = row["name"] if row["level"] == "image" else f"{row['level']} {row['name']}"
+                typer.echo("\t".join(_text(value) for value in list(line.values())[: len(COLUMNS)]))
+    if in_category():
+        print_json(counts)
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(files)} images could not be inspected and count as `error`: {failed[0]['error']}"
+        )
+
+
+def _text(value: Any) -> str:
+    return f"{value:.6f}" if isinstance(value, float) else "" if value is None else str(value)

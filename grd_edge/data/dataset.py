@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grd_edge.data.images import file_sha256, listing
-from grd_edge.data.layout import GOOD, Found, annotated, images_of_kind, regions_from_file
+from grd_edge.data.layout import GOOD, ROI_OF_ALL, Found, annotated, images_of_kind, regions_from_file
 from grd_edge.data.workers import in_threads
 from grd_edge.errors import InputError, require
 from grd_edge.regions import WHOLE_FRAME, Regions
@@ -150,6 +150,7 @@ def dataset_from_folder(
     folder: Path,
     *,
     seed: int = 0,
+    need_train: bool = True,
     need_test: bool = True,
     need_validation: bool = False,
     on_progress: OnImages | None = None,
@@ -158,7 +159,7 @@ def dataset_from_folder(
 
     Without a calibration folder, 20 % of `train/good`, drawn by content and seed, become the calibration split; where
     validation is needed and has no folder, 10 % of what is left become that. A folder that holds images itself is
-    one of good images, without a test.
+    one of good images, without a test. Only where training images are not needed may `train` be missing.
 
     Raises:
         InputError: a folder is missing or empty, too few images, or a test image that is also a training image.
@@ -167,18 +168,19 @@ def dataset_from_folder(
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; give the folder that holds train/good and test/")
     found: dict[str, list[Found]] = {}
-    if (folder / "train").is_dir() or (folder / "test").is_dir() or not listing(folder)[0]:
+    if (folder / "train").is_dir() or (folder / "test").is_dir() or not _holds_images(folder):
         if inside := categories(folder):
             names = ", ".join(entry.name for entry in inside)
             raise InputError(f"the folder {folder} holds the categories {names}; give one of them, such as {inside[0]}")
-        found["train"] = images_of_kind(folder / "train" / GOOD)
+        if need_train or (folder / "train").is_dir():
+            found["train"] = images_of_kind(folder / "train" / GOOD)
         for split in ("validation", "calibration"):
             if (folder / split / GOOD).is_dir():
                 found[split] = images_of_kind(folder / split / GOOD)
     else:
         found["train"] = _plain(folder)
     if (folder / "test").is_dir():
-        found["test"] = [each for kind in listing(folder / "test")[1] for each in images_of_kind(kind, kind.name)]
+        found["test"] = _labelled(folder / "test")
     elif need_test:
         raise InputError(f"there is no folder {folder / 'test'}; evaluation needs test/good and test/<defect>")
     for split in found:
@@ -186,15 +188,30 @@ def dataset_from_folder(
 
     every = iter(_samples([each for split in found for each in found[split]], on_progress))
     splits = {split: [next(every) for _ in found[split]] for split in found}
-    if "calibration" not in splits:
+    if "calibration" not in splits and "train" in splits:
         splits["calibration"], splits["train"] = _parts(splits["train"], (CALIBRATION_SHARE,), seed)
-    if need_validation and "validation" not in splits:
+    if need_validation and "validation" not in splits and "train" in splits:
         splits["validation"], splits["train"] = _parts(splits["train"], (VALIDATION_SHARE,), seed)
     regions = regions_from_file(folder / "regions.yaml") if (folder / "regions.yaml").exists() else WHOLE_FRAME
     dataset = Dataset(
         folder.resolve().name, **{split: tuple(splits.get(split, ())) for split in SPLITS}, regions=regions, root=folder
     )
-    return _checked(dataset, need_validation)
+    return _checked(dataset, need_validation, need_train)
+
+
+def _labelled(folder: Path) -> list[Found]:
+    """Images of `test`, whose folders are the labels."""
+    files, kinds = listing(folder)
+    if files or not kinds:
+        raise InputError(
+            f"the folder {folder} holds {len(files)} images without a label and {len(kinds)} folders; "
+            "put images into test/good and test/<defect>"
+        )
+    return [each for kind in kinds for each in images_of_kind(kind, kind.name)]
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(path.name != ROI_OF_ALL for path in listing(folder)[0])
 
 
 def _plain(folder: Path) -> list[Found]:
@@ -235,8 +252,8 @@ def dataset_from_elpv(*, seed: int = 0, need_validation: bool = False, on_progre
     return _checked(Dataset("elpv-mono", *splits, root=root), need_validation)
 
 
-def _checked(dataset: Dataset, need_validation: bool) -> Dataset:
-    if not dataset.train or not dataset.calibration or (need_validation and not dataset.validation):
+def _checked(dataset: Dataset, need_validation: bool, need_train: bool = True) -> Dataset:
+    if need_train and not (dataset.train and dataset.calibration and (dataset.validation or not need_validation)):
         raise InputError(
             f"{dataset.name} leaves {len(dataset.train)} training, {len(dataset.validation)} validation and "
             f"{len(dataset.calibration)} calibration images; add good images (at least 10, better 100 or more)"

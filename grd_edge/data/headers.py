@@ -174,6 +174,8 @@ def _tiff(stream: BinaryIO, size: int) -> Header:
     dtype = {(1, "unsigned"): "uint8", (8, "unsigned"): "uint8", (16, "unsigned"): "uint16", (32, "float"): "float32"}
     if (bits, number) not in dtype:
         raise _Unusable(f"is a TIFF of {bits} bit {number} numbers; save it as 8 or 16 bit unsigned integers")
+    if samples > 1 and tag(284, 1) != 1:
+        raise _Unusable("is a TIFF that holds its channels one after the other; save it with interleaved channels")
     # libtiff inverts a white zero for 8 bit only.
     if (photometric, samples) not in ((0, 1), (1, 1), (2, 3), (2, 4), (3, 1), (6, 3)) or (
         photometric == 0 and bits > 8
@@ -203,8 +205,8 @@ def _tiff_directory(stream: BinaryIO, at: int, order: str) -> tuple[dict[int, tu
     return tags, struct.unpack_from(order + "I", data, 12 * count)[0]
 
 
-# Subfile, size, bits, compression, photometric, strips, orientation, samples, tiles, sample format.
-_TIFF_TAGS = frozenset({254, 256, 257, 258, 262, 273, 274, 277, 279, 324, 325, 339})
+# Subfile, size, bits, color space, strips, orientation, samples, planes, tiles, sample format.
+_TIFF_TAGS = frozenset({254, 256, 257, 258, 262, 273, 274, 277, 279, 284, 324, 325, 339})
 
 
 def _big_tiff(stream: BinaryIO, size: int) -> Header:

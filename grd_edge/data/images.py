@@ -77,13 +77,15 @@ def read_image(path: Path) -> np.ndarray:
         raise InputError(f"the image {path} cannot be decoded ({error.err}); check or remove it") from error
     if image is None or image.shape[:2] != (header.h, header.w):
         raise InputError(f"the image {path} is damaged, or compressed in a way that is not taken; save it as PNG")
-    if image.ndim == 3:
-        opaque = 1 if image.dtype == np.float32 else np.iinfo(image.dtype).max
-        if image.shape[2] == 4 and (image[:, :, 3] != opaque).any():
-            raise InputError(f"the image {path} has transparent pixels; save it without an alpha channel")
-        # OpenCV decodes to BGR, and grey with alpha to four channels.
-        image = np.ascontiguousarray(image[:, :, 0] if header.channels == 1 else image[:, :, 2::-1])
-    return image
+    if image.ndim == 2:
+        return image
+    opaque = 1 if image.dtype == np.float32 else np.iinfo(image.dtype).max
+    if image.shape[2] == 4 and (image[:, :, 3] != opaque).any():
+        raise InputError(f"the image {path} has transparent pixels; save it without an alpha channel")
+    # OpenCV decodes to BGR, and grey with alpha to four channels; numpy would take as long to swap as to decode.
+    if header.channels == 1:
+        return np.ascontiguousarray(image[:, :, 0])
+    return cv2.cvtColor(image, cv2.COLOR_BGRA2RGB if image.shape[2] == 4 else cv2.COLOR_BGR2RGB)
 
 
 def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:

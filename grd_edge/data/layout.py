@@ -13,6 +13,7 @@ from grd_edge.errors import InputError, require
 from grd_edge.regions import Regions, regions_from_mapping
 
 GOOD = "good"
+ROI_OF_ALL = "roi.png"
 PARTS_OF_A_LAYOUT = {GOOD, "train", "validation", "calibration", "test", "ground_truth", "roi"}
 
 
@@ -27,13 +28,14 @@ class Found(NamedTuple):
 
 
 def images_of_kind(folder: Path, kind: str = GOOD) -> list[Found]:
-    """Images of a folder, each a product of its own, and of its subfolders, each one product.
+    """Images of a folder, each a product of its own, and of its subfolders, each one product; `roi.png` is none.
 
     Raises:
         InputError: the folder or a subfolder is missing, unreadable or empty, or a subfolder is named like a part of
             the layout, so that its images may be of several kinds.
     """
     files, folders = listing(folder)
+    files = [path for path in files if path.name != ROI_OF_ALL]
     for entry in folders:
         if entry.name in PARTS_OF_A_LAYOUT:
             raise InputError(
@@ -52,7 +54,7 @@ def annotated(root: Path, split: str, found: list[Found]) -> list[Found]:
     Raises:
         InputError: a folder of masks that fits no image, or lacks the mask of interest of an image.
     """
-    roi_of_all = root / "roi.png" if (root / "roi.png").is_file() else None
+    roi_of_all = root / ROI_OF_ALL if (root / ROI_OF_ALL).is_file() else None
     by_kind: dict[str, tuple[dict[str, Path], dict[str, Path]]] = {}
     for kind in sorted({each.kind for each in found}):
         truth = _by_stem(root / "ground_truth" / kind, "_mask") if split == "test" and kind != GOOD else {}
@@ -67,7 +69,7 @@ def annotated(root: Path, split: str, found: list[Found]) -> list[Found]:
         if rois and roi is None:
             raise InputError(
                 f"{each.path} has no mask of interest in {root / 'roi' / split / each.kind}; "
-                "add one of the same name, or a roi.png for all images"
+                f"add one of the same name, or a {ROI_OF_ALL} for all images"
             )
         with_masks.append(each._replace(mask=truth.get(_stem(each)), roi=roi))
     return with_masks

@@ -44,7 +44,8 @@ class Reconstructor(nn.Module):
         else:
             self.latent_down = nn.Sequential(nn.Conv2d(channels, config.latent, 1), activation())
             self.latent_up = nn.Sequential(nn.Conv2d(config.latent, channels, 1), activation())
-        self.decoder = Decoder(config.channels, config.base, stages, config.resample, config.upsampling)
+        position = config.decoder_resample or config.resample
+        self.decoder = Decoder(config.channels, config.base, stages, position, config.upsampling)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         h = self.latent_up(z)

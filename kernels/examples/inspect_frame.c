@@ -97,9 +97,15 @@ int main(int argc, char **argv) {
     }
 
     /* 5. The decision. Whatever is not good must be rejected. */
-    for (int32_t i = 0; patches != NULL && i < result.patch_count; ++i)
-        printf("patch %d y=%d x=%d phi=%.9g phi_local=%.9g %s\n", (int)i, (int)patches[i].y_px, (int)patches[i].x_px,
+    const int several = grd_bundle_region_name(bundle, 1) != NULL; /* then result.score is a margin */
+    for (int32_t i = 0; patches != NULL && i < result.patch_count; ++i) {
+        printf("patch %d y=%d x=%d phi=%.9g phi_local=%.9g %s", (int)i, (int)patches[i].y_px, (int)patches[i].x_px,
                (double)patches[i].phi, (double)patches[i].phi_local, names[patches[i].decision]);
+        if (several)
+            printf(" in %s, threshold=%.9g", grd_bundle_region_name(bundle, patches[i].region),
+                   (double)grd_bundle_region_threshold(bundle, patches[i].region));
+        printf("\n");
+    }
     printf("engine: %s; cut %.2f ms, infer %.2f ms, score %.2f ms\n", grd_inspector_engine_version(inspector),
            result.cut_ms, result.infer_ms, result.score_ms);
     printf("decision: %s score=%.9g threshold=%.9g\n", names[result.decision], (double)result.score,

@@ -38,6 +38,14 @@ typedef struct edit {
 #define BAD GRD_ERR_BUNDLE_MALFORMED
 #define FILES "\"models/fp32.onnx\": {"
 #define ENGINE_END "\"fingerprint\": {}}"
+#define NAME64 "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+#define UMLAUT8 "\xc3\xa4\xc3\xa4\xc3\xa4\xc3\xa4\xc3\xa4\xc3\xa4\xc3\xa4\xc3\xa4"
+#define UMLAUT64 UMLAUT8 UMLAUT8 UMLAUT8 UMLAUT8 UMLAUT8 UMLAUT8 UMLAUT8 UMLAUT8
+#define REGIONS "\"regions\": [{\"name\": \"frame\", \"threshold\": 0.0625}]"
+#define ONE_AREA "\"regions\": [{\"name\": \"frame\", \"threshold\": 0.0625, \"areas\": [[0, 0, 1, 1]]}]"
+#define AREAS(list) \
+    "\"frame_px\": [24, 36], \"regions\": [{\"name\": \"frame\", \"threshold\": 0.0625, \"areas\": " list "}]"
+#define LISTED_MASK "\"roi\": \"%s\", \"files\": {\"%s\": {\"sha256\": \"%s\", \"bytes\": %zu}, "
 #define DEEP10 "[[[[[[[[[[1]]]]]]]]]]"
 
 static const edit kBundleEdits[] = {
@@ -172,6 +180,10 @@ static const edit kBundleEdits[] = {
                 "\"format\": \"onnx\", " ENGINE_END,
      GRD_OK},
     {"\"provenance\": {}", "\"provenance\": null", BAD},
+    /* the mask of interest: a key of files; the engine's file is none */
+    {"\"provenance\": {}", "\"provenance\": {}, \"roi\": \"roi.pgm\"", BAD},
+    {"\"provenance\": {}", "\"provenance\": {}, \"roi\": null", BAD},
+    {"\"provenance\": {}", "\"provenance\": {}, \"roi\": \"models/fp32.onnx\"", BAD},
 };
 
 static const edit kDecisionEdits[] = {
@@ -199,7 +211,34 @@ static const edit kDecisionEdits[] = {
     {"[{\"name\": \"frame\", \"threshold\": 0.0625}]", "[]", BAD},
     {"[{\"name\": \"frame\", \"threshold\": 0.0625}]", "{}", BAD},
     {"[{\"name\": \"frame\", \"threshold\": 0.0625}]",
-     "[{\"name\": \"a\", \"threshold\": 0.0625}, {\"name\": \"b\", \"threshold\": 0.0625}]", BAD},
+     "[{\"name\": \"a\", \"threshold\": 0.0625}, {\"name\": \"b\", \"threshold\": 0.0625}]", GRD_OK},
+    {"[{\"name\": \"frame\", \"threshold\": 0.0625}]",
+     "[{\"name\": \"a\", \"threshold\": 0.0625}, {\"name\": \"a\", \"threshold\": 0.5}]", BAD},
+    {"\"name\": \"frame\"", "\"name\": \"" NAME64 "\"", GRD_OK},
+    {"\"name\": \"frame\"", "\"name\": \"" NAME64 "x\"", BAD},
+    {"\"name\": \"frame\"", "\"name\": \"" UMLAUT64 "\"", GRD_OK}, /* characters, not bytes */
+    {"\"name\": \"frame\"", "\"name\": \"" UMLAUT64 "x\"", BAD},
+    {REGIONS, AREAS("[[0, 0, 24, 36]]"), GRD_OK},
+    {REGIONS, AREAS("[[0, 0, 1, 1], [23, 35, 1, 1]]"), GRD_OK},
+    {REGIONS, AREAS("[[0, 0, 24, 36]]") ", \"frame_px\": [24, 36]", BAD},
+    {REGIONS, "\"frame_px\": [24, 36], " REGIONS, BAD},
+    {REGIONS, "\"frame_px\": null, " REGIONS, BAD},
+    {"0.0625}]", "0.0625, \"areas\": [[0, 0, 1, 1]]}]", BAD},
+    {REGIONS, AREAS("[]"), BAD},
+    {REGIONS, AREAS("null"), BAD},
+    {REGIONS, AREAS("[[0, 0, 24]]"), BAD},
+    {REGIONS, AREAS("[[0, 0, 24, 36, 0]]"), BAD},
+    {REGIONS, AREAS("[[0, 0, 25, 36]]"), BAD},
+    {REGIONS, AREAS("[[1, 0, 24, 36]]"), BAD},
+    {REGIONS, AREAS("[[0, 36, 1, 1]]"), BAD},
+    {REGIONS, AREAS("[[-1, 0, 1, 1]]"), BAD},
+    {REGIONS, AREAS("[[0, 0, 0, 1]]"), BAD},
+    {REGIONS, AREAS("[[0, 0, 1.0, 1]]"), BAD},
+    {REGIONS, AREAS("[[0, 0, true, 1]]"), BAD},
+    {REGIONS, "\"frame_px\": [24], " ONE_AREA, BAD},
+    {REGIONS, "\"frame_px\": [0, 36], " ONE_AREA, BAD},
+    {REGIONS, "\"frame_px\": [24, 65537], " ONE_AREA, BAD},
+    {REGIONS, "\"frame_px\": [65536, 65536], " ONE_AREA, GRD_OK},
     {"\"run_agreement\": 0.7", "\"run_agreement\": 0.5", BAD},
     {"\"run_agreement\": 0.7", "\"run_agreement\": 1", GRD_OK},
     {"\"run_agreement\": 0.7", "\"run_agreement\": 1.01", BAD},
@@ -352,6 +391,87 @@ static void check_folder(void) {
     }
 }
 
+/* The mask of interest, a file of its own beside the engine's. */
+static void check_masks(void) {
+    static const struct {
+        const char *bytes;
+        size_t count;
+        grd_status expected;
+    } cases[] = {
+        {"P5\n3 2\n255\n\0\1\2\3\4\377", 17, GRD_OK},
+        {"P5\n3 2\n255\n\0\0\0\0\0\0", 17, GRD_OK}, /* such frames have no patch to inspect */
+        {"P5\n3 2\n255\n\0\0\0\0\0", 16, BAD},
+        {"P5\n3 2\n255\n\0\0\0\0\0\0\0", 18, BAD},
+        {"P2\n3 2\n255\n\0\0\0\0\0\0", 17, BAD},
+        {"P5 3 2\n255\n\0\0\0\0\0\0", 17, BAD},
+        {"P5\n03 2\n255\n\0\0\0\0\0\0", 18, BAD},
+        {"P5\n3 2\n65535\n\0\0\0\0\0\0", 19, BAD},
+        {"P5\n3 2\n 255\n\0\0\0\0\0\0", 18, BAD},
+        {"P5\n# by hand\n3 2\n255\n\0\0\0\0\0\0", 27, BAD},
+        {"P5\n0 2\n255\n", 11, BAD},
+        {"P5\n-3 2\n255\n\0\0\0\0\0\0", 18, BAD},
+        {"P5\n65537 1\n255\n", 15, BAD},
+        {"P5\n999999 1\n255\n", 16, BAD},
+        {"P5\n3 2\n255", 10, BAD},
+        {"P5\n3", 4, BAD},
+        {"P5", 2, BAD},
+        {"", 0, BAD},
+    };
+    char digits[65], listed[256], what[32];
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; ++i) {
+        digest_of(cases[i].bytes, cases[i].count, digits);
+        snprintf(listed, sizeof listed, LISTED_MASK, "roi.pgm", "roi.pgm", digits, cases[i].count);
+        write_bundle("gain=0.5", "\"files\": {", listed, kDecisionJson, NULL, NULL);
+        write_file(bundle_path(), "roi.pgm", cases[i].bytes, cases[i].count);
+        snprintf(what, sizeof what, "mask %zu", i);
+        check_open(cases[i].expected, what);
+    }
+    grd_bundle *bundle = NULL;
+    grd_bundle_info info = {0};
+    info.struct_size = sizeof info;
+    digest_of(cases[0].bytes, cases[0].count, digits);
+    snprintf(listed, sizeof listed, LISTED_MASK, "a/b.pgm", "a/b.pgm", digits, cases[0].count);
+    write_bundle("gain=0.5", "\"files\": {", listed, NULL, NULL, NULL);
+    make_folder(bundle_path(), "a");
+    write_file(bundle_path(), "a/b.pgm", cases[0].bytes, cases[0].count);
+    CHECK(grd_bundle_open(bundle_path(), &bundle) == GRD_OK && grd_bundle_get_info(bundle, &info) == GRD_OK);
+    CHECK(info.roi_h == 2 && info.roi_w == 3 && info.region_count == 0);
+    CHECK(grd_bundle_region_name(bundle, 0) == NULL && isnan(grd_bundle_region_threshold(bundle, 0)));
+    grd_bundle_close(bundle);
+}
+
+static void check_regions(void) {
+    grd_bundle *bundle = NULL;
+    grd_bundle_info info = {0};
+    info.struct_size = sizeof info;
+    write_bundle("gain=0.5", NULL, NULL, kDecisionJson, REGIONS,
+                 "\"regions\": [{\"name\": \"a\", \"threshold\": 0.5}, "
+                 "{\"name\": \"\xc3\xa4\", \"threshold\": -0.25}]");
+    CHECK(grd_bundle_open(bundle_path(), &bundle) == GRD_OK && grd_bundle_get_info(bundle, &info) == GRD_OK);
+    CHECK(info.region_count == 2 && isnan(info.threshold) && info.has_decision == 1 && info.roi_h == 0);
+    CHECK(strcmp(grd_bundle_region_name(bundle, 0), "a") == 0 && grd_bundle_region_threshold(bundle, 0) == 0.5f);
+    CHECK(strcmp(grd_bundle_region_name(bundle, 1), "\xc3\xa4") == 0);
+    CHECK(grd_bundle_region_threshold(bundle, 1) == -0.25f);
+    CHECK(grd_bundle_region_name(bundle, 2) == NULL && isnan(grd_bundle_region_threshold(bundle, -1)));
+    CHECK(grd_bundle_region_name(NULL, 0) == NULL && isnan(grd_bundle_region_threshold(NULL, 0)));
+    grd_bundle_close(bundle);
+
+    /* 64 regions of 64 areas are the most. */
+    for (int extra = 0; extra < 3; ++extra) {
+        const int regions = extra == 1 ? 65 : 64, areas = extra == 2 ? 65 : 64;
+        char *text = malloc(1 << 18), *end = text + sprintf(text, "\"frame_px\": [9, 9], \"regions\": [");
+        for (int r = 0; r < regions; ++r) {
+            end += sprintf(end, "%s{\"name\": \"%d\", \"threshold\": 0, \"areas\": [", r > 0 ? ", " : "", r);
+            for (int a = 0; a < areas; ++a) end += sprintf(end, "%s[0, 0, 9, 9]", a > 0 ? ", " : "");
+            end += sprintf(end, "]}");
+        }
+        sprintf(end, "]");
+        write_bundle("gain=0.5", NULL, NULL, kDecisionJson, REGIONS, text);
+        check_open(extra == 0 ? GRD_OK : BAD, "the most regions");
+        free(text);
+    }
+}
+
 static void check_paths_and_info(void) {
     char path[128];
     grd_bundle *bundle = NULL;
@@ -379,6 +499,8 @@ static void check_paths_and_info(void) {
     CHECK(info.cut.scale_px == 0 && info.cut.patch_h == 12 && info.cut.stride_x == 12 && info.cut.channels == 1);
     CHECK(info.window == GRD_WINDOW_GAUSSIAN && info.local_window_px == 21 && info.decides_local == 0);
     CHECK(info.has_decision == 1 && info.k == 1 && info.threshold == 0.0625f && info.engine_count == 1);
+    CHECK(info.region_count == 1 && info.roi_h == 0 && info.roi_w == 0);
+    CHECK(strcmp(grd_bundle_region_name(bundle, 0), "frame") == 0 && grd_bundle_region_threshold(bundle, 0) == 0.0625f);
     CHECK(strcmp(grd_bundle_engine_target(bundle, 0), "cpu") == 0);
     CHECK(strcmp(grd_bundle_engine_precision(bundle, 0), "fp32") == 0);
     CHECK(grd_bundle_engine_target(bundle, 1) == NULL && grd_bundle_engine_precision(bundle, -1) == NULL);
@@ -394,6 +516,8 @@ static void check_paths_and_info(void) {
 int main(void) {
     check_paths_and_info();
     check_edits();
+    check_masks();
+    check_regions();
     check_documents();
     check_engine_file();
     check_folder();

@@ -26,10 +26,10 @@ static void check_layouts(void) {
     CHECK(sizeof(grd_score_outputs) == 48);
     CHECK(sizeof(grd_cut_params) == 32);
     CHECK(sizeof(grd_grid) == 24);
-    CHECK(sizeof(grd_bundle_info) == 68);
+    CHECK(sizeof(grd_bundle_info) == 80);
     CHECK(sizeof(grd_inspector_params) == 56);
     CHECK(sizeof(grd_patch_result) == 24);
-    CHECK(sizeof(grd_result) == 88);
+    CHECK(sizeof(grd_result) == 96);
     CHECK(sizeof(grd_engine_desc) == 64);
     CHECK(sizeof(grd_backend) == 48);
 }

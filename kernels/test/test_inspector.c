@@ -26,6 +26,14 @@ static grd_view make_frame(unsigned cells, int64_t c) {
     return grd_view_of_frame(frame_pixels, GRD_UINT8, H, W, c, 0);
 }
 
+static uint8_t mask_pixels[H * W];
+
+/* A mask of the cells whose bit is set. */
+static grd_view make_mask(unsigned cells) {
+    for (int i = 0; i < H * W; ++i) mask_pixels[i] = cells >> (i / W / PATCH * COLS + i % W / PATCH) & 1 ? 200 : 0;
+    return grd_view_of_frame(mask_pixels, GRD_UINT8, H, W, 1, 0);
+}
+
 static grd_inspector_params params_of(int batch_limit) {
     grd_inspector_params params = {0};
     params.struct_size = sizeof params;
@@ -155,6 +163,121 @@ static void check_outputs(void) {
     }
 }
 
+/* A mask and regions: what is inspected, in which order, by which threshold; nothing else is written. */
+static void check_masks_and_regions(void) {
+    grd_bundle *bundle;
+    grd_inspector *inspector;
+    grd_result result;
+    grd_patch_result all[COUNT], patches[COUNT];
+    float heat[H * W], x_hat[COUNT * PATCH * PATCH];
+    grd_view heat_view = {heat, GRD_FLOAT32, GRD_SPACE_HOST, {1, 1, H, W}, {0, 0, 0, 0}};
+    grd_view x_hat_view = {x_hat, GRD_FLOAT32, GRD_SPACE_HOST, {COUNT, 1, PATCH, PATCH}, {0, 0, 0, 0}};
+    grd_inspector_params params = params_of(2);
+    const grd_view frame = make_frame(0x3f, 1);
+    write_bundle("gain=0.5", NULL, NULL, kDecisionJson, NULL, NULL);
+    CHECK(open_both(&params, &bundle, &inspector) == GRD_OK);
+    CHECK(inspect(inspector, &frame, &result, all) == GRD_OK);
+    for (unsigned cells = 1; cells < 0x40; ++cells) {
+        grd_view roi = make_mask(cells);
+        memset(&result, 0, sizeof result);
+        memset(patches, 0x5a, sizeof patches);
+        for (size_t i = 0; i < sizeof x_hat / sizeof x_hat[0]; ++i) x_hat[i] = -7;
+        result.struct_size = sizeof result;
+        result.patches = patches;
+        result.patch_capacity = COUNT;
+        result.heatmap = &heat_view;
+        result.x_hat = &x_hat_view;
+        result.roi = &roi;
+        CHECK_THAT(grd_inspector_inspect(inspector, &frame, &result) == GRD_OK,
+                   ("%s", grd_inspector_message(inspector)));
+        int32_t at = 0;
+        int wrong = 0;
+        for (int i = 0; i < COUNT; ++i) {
+            const int wanted = cells >> i & 1;
+            if (wanted) wrong += memcmp(&patches[at++], &all[i], sizeof all[i]) != 0;
+            for (int p = 0; p < PATCH * PATCH; ++p) {
+                const int y = i / COLS * PATCH + p / PATCH, x = i % COLS * PATCH + p % PATCH;
+                const float value = (float)frame_pixels[y * W + x] / 255.0f;
+                wrong += fabsf(heat[y * W + x] - (wanted ? 0.5f * value : 0)) > 1e-6f;
+                wrong += wanted && x_hat[(at - 1) * PATCH * PATCH + p] != 0.5f * value;
+            }
+        }
+        for (int32_t i = at * PATCH * PATCH; i < COUNT * PATCH * PATCH; ++i) wrong += x_hat[i] != -7;
+        CHECK_THAT(wrong == 0 && result.patch_count == at, ("mask %x: %d values, %d patches", cells, wrong, (int)at));
+        CHECK(inspect(inspector, &frame, &result, patches) == GRD_OK && memcmp(patches, all, sizeof all) == 0);
+    }
+    /* A mask of any strides; pixels of no interest count for nothing, whatever they are. */
+    uint8_t wide[H * W * 2];
+    memset(wide, 0, sizeof wide);
+    for (int y = 2; y < 9; ++y)
+        for (int x = 3; x < 8; ++x) wide[(y * W + x) * 2] = 1;
+    grd_view roi = {wide, GRD_UINT8, GRD_SPACE_HOST, {1, 1, H, W}, {0, 0, W * 2, 2}};
+    float before = 0;
+    for (int round = 0; round < 2; ++round) {
+        memset(&result, 0, sizeof result);
+        result.struct_size = sizeof result;
+        result.patches = patches;
+        result.patch_capacity = 1;
+        result.roi = &roi;
+        CHECK(grd_inspector_inspect(inspector, &frame, &result) == GRD_OK && result.patch_count == 1);
+        CHECK(patches[0].phi > 0 && (round == 0 || patches[0].phi == before));
+        before = patches[0].phi;
+        frame_pixels[0] ^= 0xff, frame_pixels[10 * W + 9] ^= 0xff;
+    }
+    grd_inspector_close(inspector);
+    grd_bundle_close(bundle);
+
+    /* The bundle's own mask of 3x2 px: frames of another size are refused, unless the caller brings a mask. */
+    char digits[65], listed[256];
+    digest_of("P5\n3 2\n255\n\1\1\1\1\1\1", 17, digits);
+    snprintf(listed, sizeof listed,
+             "\"roi\": \"roi.pgm\", \"files\": {\"roi.pgm\": {\"sha256\": \"%s\", \"bytes\": 17}, ", digits);
+    write_bundle("gain=0.5", "\"files\": {", listed, NULL, NULL, NULL);
+    write_file(bundle_path(), "roi.pgm", "P5\n3 2\n255\n\1\1\1\1\1\1", 17);
+    CHECK(open_both(&params, &bundle, &inspector) == GRD_OK);
+    CHECK(inspect(inspector, &frame, &result, patches) == GRD_ERR_FRAME_SIZE);
+    CHECK(strstr(grd_inspector_message(inspector), "24x36") != NULL && strstr(grd_inspector_message(inspector), "2x3"));
+    roi = make_mask(1);
+    memset(&result, 0, sizeof result);
+    result.struct_size = sizeof result;
+    result.roi = &roi;
+    CHECK(grd_inspector_inspect(inspector, &frame, &result) == GRD_OK && result.patch_count == 1);
+    grd_inspector_close(inspector);
+    grd_bundle_close(bundle);
+
+    /* Regions: the middle column belongs to none, the rest to the first that holds its center. */
+    static const char regions[] =
+        "\"frame_px\": [24, 36], "
+        "\"regions\": [{\"name\": \"left\", \"threshold\": 0.0625, \"areas\": [[0, 0, 24, 18]]},"
+        " {\"name\": \"corner\", \"threshold\": 2, \"areas\": [[18, 30, 1, 1], [0, 0, 7, 7]]}]";
+    static const int expected[3][2] = {{0, 0}, {3, 0}, {5, 1}};
+    write_bundle("gain=0.5", NULL, NULL, kDecisionJson, "\"regions\": [{\"name\": \"frame\", \"threshold\": 0.0625}]",
+                 regions);
+    CHECK(open_both(&params, &bundle, &inspector) == GRD_OK);
+    CHECK(inspect(inspector, &frame, &result, patches) == GRD_OK && result.patch_count == 3);
+    for (int i = 0; i < 3; ++i)
+        CHECK(patches[i].y_px == all[expected[i][0]].y_px && patches[i].x_px == all[expected[i][0]].x_px &&
+              patches[i].region == expected[i][1] && patches[i].decision == (i < 2 ? GRD_DEFECTIVE : GRD_GOOD));
+    const float larger = patches[0].phi > patches[1].phi ? patches[0].phi : patches[1].phi;
+    CHECK(result.threshold == 0 && result.score == larger - 0.0625f && result.defective_count == 2);
+    const grd_view smaller = grd_view_of_frame(frame_pixels, GRD_UINT8, H, W - 1, 1, W);
+    CHECK(inspect(inspector, &smaller, &result, patches) == GRD_ERR_FRAME_SIZE);
+    roi = make_mask(0x12); /* the middle column, which is in no region */
+    memset(&result, 0, sizeof result);
+    result.struct_size = sizeof result;
+    result.roi = &roi;
+    CHECK(grd_inspector_inspect(inspector, &frame, &result) == GRD_ERR_FRAME_SIZE);
+    CHECK(strstr(grd_inspector_message(inspector), "no patch to inspect") != NULL);
+    grd_inspector_close(inspector);
+    params.undecided = 1; /* thresholds and regions left out */
+    CHECK(grd_inspector_open(bundle, &params, &inspector) == GRD_OK);
+    CHECK(inspect(inspector, &frame, &result, patches) == GRD_OK && result.patch_count == COUNT);
+    CHECK(result.decision == GRD_UNDECIDED && isnan(result.threshold) && patches[5].region == 0);
+    CHECK(inspect(inspector, &smaller, &result, patches) == GRD_OK);
+    grd_inspector_close(inspector);
+    grd_bundle_close(bundle);
+}
+
 /* Bundles of other shapes: no thresholds, phi_local, color, reflection, scaling. */
 static void check_variations(void) {
     grd_bundle *bundle;
@@ -232,7 +355,7 @@ static void check_inspect_errors(void) {
 
 #define WITH(change, expected) \
     do { \
-        grd_view frame = make_frame(0x3f, 1), heat = heat_view, x_hat = x_hat_view; \
+        grd_view frame = make_frame(0x3f, 1), heat = heat_view, x_hat = x_hat_view, roi = make_mask(0x3f); \
         grd_result result; \
         memset(&result, 0, sizeof result); \
         result.struct_size = sizeof result; \
@@ -241,6 +364,7 @@ static void check_inspect_errors(void) {
         result.patch_capacity = COUNT; \
         result.heatmap = &heat; \
         result.x_hat = &x_hat; \
+        result.roi = &roi; \
         change; \
         const grd_status status = grd_inspector_inspect(inspector, &frame, &result); \
         CHECK_THAT(status == (expected), (#change ": %s", grd_status_name(status))); \
@@ -265,6 +389,14 @@ static void check_inspect_errors(void) {
     WITH(x_hat.dtype = GRD_UINT8, GRD_ERR_DTYPE);
     WITH(x_hat.extent[0] = COUNT - 1, GRD_ERR_SHAPE);
     WITH(x_hat.stride_bytes[3] = 8, GRD_ERR_STRIDE);
+    WITH(roi.data = NULL, GRD_ERR_ARGUMENT);
+    WITH(roi.dtype = GRD_UINT16, GRD_ERR_DTYPE);
+    WITH(roi.space = 1, GRD_ERR_SPACE);
+    WITH(roi.extent[0] = 2, GRD_ERR_SHAPE);
+    WITH(roi.extent[1] = 3, GRD_ERR_SHAPE);
+    WITH(roi.extent[2] = H - 1, GRD_ERR_FRAME_SIZE);
+    WITH(roi.extent[3] = W + 1, GRD_ERR_FRAME_SIZE);
+    WITH(memset(mask_pixels, 0, sizeof mask_pixels), GRD_ERR_FRAME_SIZE); /* nothing to inspect */
 #undef WITH
     int untouched = 1;
     for (size_t i = 0; i < sizeof patches; ++i) untouched = untouched && ((unsigned char *)patches)[i] == 0x5a;
@@ -375,6 +507,7 @@ int main(void) {
     }
     check_decisions();
     check_outputs();
+    check_masks_and_regions();
     check_variations();
     check_inspect_errors();
     check_open_errors();

@@ -187,6 +187,7 @@ def refused_files():
         "int32": (saved(pil.fromarray(GREY8.astype(np.int32)), "TIFF"), "32 bit signed"),
         "float64": (encoded(GREY8.astype(np.float64), ".tiff"), "64 bit float"),
         "white is 0": (tiff_with(262, 0), "color space 0"),
+        "planes": (tiff_with(284, 2, RGB8), "one after the other"),
         "12 bit": (tiff_with(258, 12), "12 bit unsigned"),
         "big tiff": (b"II+\0\x08\0\0\0" + bytes(64), "BigTIFF"),
         "flipped bit": (bytes(png), "damaged"),

@@ -1,12 +1,16 @@
 """Products, masks, regions, validation, benchmark roots: what lies where, and what cannot be meant."""
 
+import errno
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import yaml
 
+from grd_edge.data import images
 from grd_edge.data.dataset import (
     SPLITS,
     Sample,
@@ -106,7 +110,7 @@ def test_validation_is_taken_from_training_only_when_asked_for(tmp_path, parts):
         dataset_from_folder(root)
 
 
-def test_validation_of_the_solar_cells_leaves_the_other_splits(monkeypatch):
+def test_validation_of_the_solar_cells_leaves_the_other_splits():
     pytest.importorskip("elpv_dataset")
     plain, asked = dataset_from_elpv(), dataset_from_elpv(need_validation=True)
     assert (plain.calibration, plain.test, plain.validation) == (asked.calibration, asked.test, ())
@@ -126,6 +130,10 @@ def test_a_plain_folder_is_one_of_good_images(tmp_path):
     assert [len(split) for split in of(dataset).values()] == [7, 1, 2, 0]
     with pytest.raises(InputError, match="evaluation needs"):
         dataset_from_folder(tmp_path / "images")
+    (tmp_path / "images" / "roi.png").touch()
+    masked = dataset_from_folder(tmp_path / "images", need_test=False)
+    assert {sample.roi for sample in masked.train} == {tmp_path / "images" / "roi.png"}
+    assert len(samples_from_folder(tmp_path / "images")) == 10
     write(tmp_path / "images" / "scratched" / "0.npy")
     with pytest.raises(InputError, match="unclear what is good"):
         dataset_from_folder(tmp_path / "images", need_test=False)
@@ -140,6 +148,20 @@ def test_folders_of_several_kinds_are_never_taken_for_good_ones(tmp_path):
     (root / "train" / "good" / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty holds no image"):
         samples_from_folder(root / "train" / "good")
+
+
+def test_labelled_images_alone_are_enough_where_no_training_is_needed(tmp_path):
+    root = layout(tmp_path / "parts")
+    whole = dataset_from_folder(root, need_train=False)
+    assert whole == dataset_from_folder(root)
+    shutil.rmtree(root / "train")
+    alone = dataset_from_folder(root, need_train=False)
+    assert (alone.train, alone.calibration, alone.test) == ((), (), whole.test)
+    with pytest.raises(InputError, match=r"there is no folder .*train/good"):
+        dataset_from_folder(root)
+    write(root / "test" / "stray.npy")
+    with pytest.raises(InputError, match="1 images without a label and 2 folders"):
+        dataset_from_folder(root, need_train=False)
 
 
 def test_categories_of_a_benchmark_root(tmp_path):
@@ -221,15 +243,26 @@ def test_images_that_made_a_model_are_refused_for_its_thresholds(tmp_path):
         refuse_seen(samples[5:], ids_of(samples[4:6]), purpose="thresholds")
 
 
+def test_samples_and_manifests_need_no_training_packages():
+    code = (
+        "import sys, grd_edge.data.manifest, grd_edge.data.dataset;"
+        "assert not {'torch', 'pydantic', 'yaml', 'onnx', 'cv2'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_hashing_tells_its_progress(tmp_path):
     root, seen = layout(tmp_path / "parts", train=150), []
     dataset_from_folder(root, on_progress=lambda done, total: seen.append((done, total)))
     assert seen == [(64, 156), (128, 156), (156, 156)]
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root reads everything")
-def test_unreadable_images_are_named(tmp_path):
+def test_unreadable_images_are_named(tmp_path, monkeypatch):
     root = layout(tmp_path / "parts")
-    (root / "train" / "good" / "03.npy").chmod(0)
-    with pytest.raises(InputError, match=r"03\.npy cannot be read"):
+
+    def denied(path, mode):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(images, "open", denied, raising=False)
+    with pytest.raises(InputError, match=r"00\.npy cannot be read \(Permission denied\)"):
         dataset_from_folder(root)

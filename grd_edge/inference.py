@@ -1,0 +1,278 @@
+"""Images through a bundle's engine to rows of results, files and pictures. Needs no training stack.
+
+Source: docs/method.md, section 7.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grd_edge.bundle import read_bundle
+from grd_edge.data.images import image_files, listing, read_image, read_mask
+from grd_edge.errors import EngineError, InputError
+from grd_edge.files import sha256_hex
+from grd_edge.products import ProductRule
+from grd_edge.results import Format, ResultFile, path_text
+from grd_edge.runtime import Inspection, Inspector
+
+COLUMNS = (
+    "level",  # image, product or run
+    "name",  # path of the image, name of the product or run
+    "decision",
+    "score",
+    "threshold",
+    "patches",
+    "defective_patches",
+    "region",  # of the highest patch, where there are several
+    "total_ms",
+    "product",
+    "run",
+    "heatmap",  # picture of the image, beside this file
+    "time",
+    "error",
+    "seal",  # 12 digits of the seal of the thresholds, else of the bundle: what decided
+)
+HEATMAPS = "heatmaps"
+
+
+@dataclass(frozen=True)
+class InferOptions:
+    """What `infer` does besides deciding.
+
+    Attributes:
+        output: folder for results and pictures; None: none are written.
+        formats: of the results file.
+        heatmaps: draw a picture per image, named after it and the hash of its path.
+        heatmap_top: difference at which the color scale of all pictures ends; None: `HEATMAP_TOP`.
+        roi: mask of interest of every image, in place of the bundle's.
+        product_by, run_by: searched in the path; the first group names the product and the run.
+        threads, precision: of the engine.
+    """
+
+    output: Path | None = None
+    formats: tuple[Format, ...] = ("csv",)
+    heatmaps: bool = False
+    heatmap_top: float | None = None
+    roi: Path | None = None
+    product_by: str | None = None
+    run_by: str | None = None
+    threads: int = 0
+    precision: str | None = None
+
+
+def images_of(paths: Sequence[Path], *, recursive: bool = False) -> list[Path]:
+    """Image files, and those in folders, sorted by name within a folder.
+
+    Raises:
+        InputError: a folder is missing, unreadable or holds no image.
+    """
+    files = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+        elif recursive:
+            files += _below(path) or image_files(path)
+        else:
+            files += image_files(path)
+    return files
+
+
+def _below(folder: Path) -> list[Path]:
+    files, folders = listing(folder)
+    return files + [file for inner in folders for file in _below(inner)]
+
+
+def inspected_images(
+    path: Path, files: Sequence[Path], options: InferOptions, *, on_note: Callable[[str], None] = lambda text: None
+) -> Iterator[dict[str, Any]]:
+    """Inspects images one by one, and yields a row of `COLUMNS` for each, then for each product and run it completes.
+
+    An image that cannot be inspected gets the decision `error` and its sentence; so does its product, unless the others
+    already make it defective. A row is in the results file before it is yielded.
+
+    Args:
+        on_note: told, as a sentence, what a user should know.
+
+    Raises:
+        BundleError, EngineError, MissingExtraError: nothing can be inspected.
+        InputError: a pattern that does not fit the paths, or files that cannot be written; rows written before stay.
+    """
+    with ExitStack() as stack:
+        inspector = stack.enter_context(Inspector(path, threads=options.threads, precision=options.precision))
+        bundle = read_bundle(path)
+        rule, geometry = ProductRule.of_bundle(bundle), bundle.manifest["geometry"]
+        seal = (bundle.decision or bundle.manifest)["seal"][:12]
+        groups = _Groups(files, options, rule)
+        masks: dict[tuple[int, int], np.ndarray] = {}
+        outputs = _outputs(options, stack, on_note)
+        if not bundle.decision:
+            on_note("this bundle has no thresholds yet, so nothing is decided; run: grd-edge recalibrate")
+        for index, file in enumerate(files):
+            row = {**dict.fromkeys(COLUMNS), "level": "image", "name": path_text(file), **groups.names(index)}
+            inspection = None
+            try:
+                frame = read_image(file)
+                inspection = _inspect(inspector, frame, options, masks)
+            except (InputError, EngineError) as error:
+                row["error"] = str(error) if str(file) in str(error) else f"{file}: {error}"
+                row |= {"decision": "error", "patches": 0, "defective_patches": 0}
+            if inspection is not None:
+                row |= _described(inspection, rule)
+                if options.heatmaps:
+                    row["heatmap"] = _picture(frame, inspection, file, options, rule, geometry)
+            for each in (row, *groups.completed(index, inspection)):
+                each["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+                each["seal"] = seal
+                for output in outputs:
+                    output.append(each)
+                yield each
+
+
+def _outputs(options: InferOptions, stack: ExitStack, on_note: Callable[[str], None]) -> list[ResultFile]:
+    outputs = []
+    for kind in options.formats if options.output else ():
+        output = stack.enter_context(ResultFile(options.output / f"results.{kind}", COLUMNS, kind))
+        if output.removed:
+            on_note(
+                f"the last line of {output.path} had been cut short by an earlier stop and was removed: "
+                f"{path_text(output.removed[:120])}"
+            )
+        outputs.append(output)
+    return outputs
+
+
+def _inspect(
+    inspector: Inspector, frame: np.ndarray, options: InferOptions, masks: dict[tuple[int, int], np.ndarray]
+) -> Inspection:
+    if options.roi is None:
+        return inspector.inspect(frame, heatmap=options.heatmaps)
+    shape = frame.shape[:2]
+    if shape not in masks:
+        masks[shape] = read_mask(options.roi, shape)
+    return inspector.inspect(frame, roi=masks[shape], heatmap=options.heatmaps)
+
+
+def _described(inspection: Inspection, rule: ProductRule) -> dict[str, Any]:
+    highest = int(np.argmax(np.nan_to_num(rule.deciding(inspection), nan=np.inf)))
+    several = len(inspection.region_names) > 1
+    return {
+        "decision": inspection.decision,
+        "score": inspection.score,
+        "threshold": inspection.threshold,
+        "patches": len(inspection.phi),
+        "defective_patches": int(inspection.defective.sum()),
+        "region": inspection.region_names[inspection.regions[highest]] if several else None,
+        "total_ms": round(inspection.times_ms["total"], 3),
+    }
+
+
+def _picture(
+    frame: np.ndarray, inspection: Inspection, file: Path, options: InferOptions, rule: ProductRule, geometry: dict
+) -> str:
+    """Name of the picture, written below the output folder. Images of the same name in other folders have others."""
+    from grd_edge.report.overlay import HEATMAP_TOP, write_overlay
+
+    digits = sha256_hex(os.fsencode(os.path.abspath(file)))[:8]
+    name = f"{HEATMAPS}/{file.stem[:80]}-{digits}.png"
+    write_overlay(
+        options.output / name,
+        frame,
+        inspection,
+        name=path_text(file),
+        patch_px=(geometry["patch_h"], geometry["patch_w"]),
+        deciding=rule.deciding(inspection),
+        top=options.heatmap_top or HEATMAP_TOP,
+    )
+    return name
+
+
+class _Groups:
+    """Which images make a product and which products, or images, make a run; known before the first is inspected.
+
+    Raises:
+        InputError: a pattern that cannot be used, or does not fit a path.
+    """
+
+    def __init__(self, files: Sequence[Path], options: InferOptions, rule: ProductRule) -> None:
+        self.rule = rule
+        self.by_product = options.product_by is not None
+        products = _named(files, options.product_by, "--product-by")
+        runs = _named(files, options.run_by, "--run-by")
+        self.product_of = products or [str(index) for index in range(len(files))]
+        self.run_of: dict[str, str] = {}
+        for index, product in enumerate(self.product_of) if runs else ():
+            if self.run_of.setdefault(product, runs[index]) != runs[index]:
+                raise InputError(
+                    f"the images of product {product!r} belong to the runs {self.run_of[product]!r} and "
+                    f"{runs[index]!r}; choose --product-by and --run-by so that a product lies in one run"
+                )
+        self.left = Counter(self.product_of)
+        self.left_in_run = Counter(self.run_of.values())
+        self.seen: dict[str, list[Inspection | None]] = {}
+        self.decided: dict[str, list[str]] = {}
+
+    def names(self, index: int) -> dict[str, str | None]:
+        """`product` and `run` of an image."""
+        product = self.product_of[index]
+        return {"product": product if self.by_product else None, "run": self.run_of.get(product)}
+
+    def completed(self, index: int, inspection: Inspection | None) -> Iterator[dict[str, Any]]:
+        """Rows of the product, and of the run, whose last image this is."""
+        product = self.product_of[index]
+        self.seen.setdefault(product, []).append(inspection)
+        self.left[product] -= 1
+        if self.left[product]:
+            return
+        result = self.rule.product(self.seen.pop(product))
+        run = self.run_of.get(product)
+        row = dict.fromkeys(COLUMNS)
+        if self.by_product:
+            yield {
+                **row,
+                "level": "product",
+                "name": product,
+                "decision": result.decision,
+                "score": result.score,
+                "threshold": result.threshold,
+                "patches": result.patches,
+                "defective_patches": result.defective_patches,
+                "product": product,
+                "run": run,
+            }
+        if run is None:
+            return
+        self.decided.setdefault(run, []).append(result.decision)
+        self.left_in_run[run] -= 1
+        if not self.left_in_run[run]:
+            yield {**row, "level": "run", "name": run, "decision": self.rule.run(self.decided.pop(run)), "run": run}
+
+
+def _named(files: Sequence[Path], pattern: str | None, option: str) -> list[str]:
+    """Name of each file by the first group of a pattern; [] without one."""
+    if pattern is None:
+        return []
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{option} {pattern!r} is no regular expression ({error}); correct it") from error
+    if not compiled.groups:
+        raise InputError(
+            f"{option} {pattern!r} has no group; put what names it in parentheses, such as '(part[0-9]+)_'"
+        )
+    names = []
+    for file in files:
+        match = compiled.search(str(file))
+        if match is None or not match[1]:
+            raise InputError(f"{option} {pattern!r} finds no name in {file}; change it so that it fits every path")
+        names.append(path_text(match[1]))
+    return names
