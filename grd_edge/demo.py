@@ -15,7 +15,7 @@ import numpy as np
 
 from grd_edge.bench.baselines import race_scores
 from grd_edge.bench.timer import Timing, interleaved, speedup
-from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle
+from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle, roi_of_dataset
 from grd_edge.checkpoint import write_checkpoint
 from grd_edge.config import Config, load_config
 from grd_edge.data.dataset import Dataset, Sample
@@ -78,7 +78,7 @@ def run_demo(dataset: Dataset, config: Config, out: Path, watch: Watcher = Watch
 
     watch.stage("exporting and building the cpu bundle")
     path = out / f"{dataset.name}.grdb"
-    bundle_from_checkpoint(checkpoint, path, name=dataset.name)
+    bundle_from_checkpoint(checkpoint, path, name=dataset.name, roi=roi_of_dataset(dataset))
     watch.stage(f"fitting the threshold on {len(dataset.calibration)} calibration images")
     bundle = recalibrated_bundle(
         path,
@@ -86,14 +86,15 @@ def run_demo(dataset: Dataset, config: Config, out: Path, watch: Watcher = Watch
         alpha=config.decision.alpha,
         k=config.decision.k,
         run_agreement=config.decision.run_agreement,
+        regions=dataset.regions,
         on_progress=lambda done: watch.images(done, len(dataset.calibration)),
     )
 
     total = len(dataset.test)
-    reference = TorchInspector(checkpoint, threshold=bundle.threshold, k=config.decision.k)
+    reference = TorchInspector.of_bundle(checkpoint, bundle)
     scored = {}
     with Inspector(path) as engine:
-        untrained = TorchInspector(untrained_checkpoint(config))
+        untrained = TorchInspector(untrained_checkpoint(config), roi=bundle.roi)
         for name, inspector in (("engine", engine), ("reference", reference), ("untrained", untrained)):
             watch.stage(f"scoring {total} test images: {name}")
             scored[name] = scored_from_samples(
@@ -168,7 +169,7 @@ def _draw(path: Path, dataset: Dataset, config: Config, engine: Inspector) -> No
             sample = group[index]
             result = engine.inspect(read_image(sample.path), heatmap=True, x_hat=True)
             image = read_frame(sample, config)
-            rebuilt = grid_from_config(config).stitch(result.x_hat, *image.shape[1:])
+            rebuilt = grid_from_config(config).stitch(result.x_hat, *image.shape[1:], positions=result.positions)
             panels.append(
                 Panel(
                     title=f"{sample.kind} → {result.decision}\n{result.score:.3f} / {result.threshold:.3f}",

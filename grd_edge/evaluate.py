@@ -191,7 +191,7 @@ class _Maps:
             (self.without, "without a mask: defects for the image metrics, left out of the pixel metrics"),
             (self.lost, "whose mask has no pixel of interest at working scale: left out of the pixel metrics"),
         )
-        return tuple(f"{count} defective images {what}" for count, what in lines if count)
+        return tuple(f"{count} defective image{'s' * (count > 1)} {what}" for count, what in lines if count)
 
 
 def metrics_from_scored(scored: Scored) -> dict[str, Any]:

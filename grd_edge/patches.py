@@ -126,13 +126,13 @@ class PatchGrid:
             patch[...] = image[:, y : y + self.patch_h, x : x + self.patch_w]
         return patches
 
-    def stitch(self, maps: np.ndarray, h: int, w: int, *, index: np.ndarray | None = None) -> np.ndarray:
+    def stitch(self, maps: np.ndarray, h: int, w: int, *, positions: np.ndarray | None = None) -> np.ndarray:
         """Map of an h x w frame from the maps of its patches; the mean where patches overlap, 0 where none is given.
 
         Args:
             maps: (N, patch_h, patch_w) or (N, C, patch_h, patch_w), real dtype, in the order of `positions`.
             h, w: extent of the frame in px, before padding; what padding added is dropped.
-            index: (N,) numbers in the grid of the patches that `maps` are of; None: all.
+            positions: (N, 2) corners (y, x) of the patches that `maps` are of; None: all of the grid.
 
         Returns:
             float32 (h, w) or (C, h, w). Stitching what `cut` returned gives back the image, exactly if it was float32.
@@ -141,8 +141,7 @@ class PatchGrid:
             InputError: maps do not fit the grid of such a frame.
         """
         maps = np.asarray(maps)
-        positions = self.positions(h, w)
-        positions = positions if index is None else positions[index]
+        positions = self.positions(h, w) if positions is None else positions
         expected = (len(positions), self.patch_h, self.patch_w)
         if maps.ndim not in (3, 4) or (maps.shape[0], *maps.shape[-2:]) != expected:
             raise InputError(

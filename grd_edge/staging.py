@@ -36,7 +36,7 @@ def staging(target: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         os.close(lock)
 
 
@@ -118,10 +118,17 @@ def _clear_leftover(folder: Path, target: Path) -> None:
             aside = sorted(folder.glob(f"{_OLD}*"))
             if aside and not target.exists():
                 os.rename(aside[0], target)
-            # The lock goes last, so that a folder that is half removed stays recognizable.
+            _remove(folder)
+        finally:
+            os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a staging folder, its lock last, so that half of one is still recognized."""
+    for _ in range(_ATTEMPTS):  # thresholds may still arrive in an old bundle
+        with contextlib.suppress(OSError):
             for entry in folder.iterdir():
                 if entry.name != _LOCK:
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
             shutil.rmtree(folder)
-        finally:
-            os.close(lock)
+            return

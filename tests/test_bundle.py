@@ -108,6 +108,9 @@ BROKEN_MANIFESTS = {
     "engine of no file": (put("models/none", "engines", 0, "file"), "not listed"),
     "engine with extra key": (put(1, "engines", 0, "extra"), "engines[].extra"),
     "backend with a path": (put("../evil", "engines", 0, "backend"), "backend"),
+    "mask of interest not listed": (put("roi.pgm", "roi"), "mask of interest"),
+    "mask of interest null": (put(None, "roi"), "roi"),
+    "the model as a mask of interest": (put(MODEL, "roi"), "binary PGM"),
     "chosen engine missing": (put({"cpu": "int8"}, "precision", "chosen"), "no such engine"),
 }
 
@@ -128,6 +131,28 @@ BROKEN_DECISIONS = {
     "threshold as text": (put("0.5", "regions", 0, "threshold"), "threshold"),
     "threshold that float32 cannot hold": (put(0.1, "regions", 0, "threshold"), "threshold"),
     "threshold infinite in float32": (put(1e300, "regions", 0, "threshold"), "threshold"),
+    "name of 65 characters": (put("x" * 65, "regions", 0, "name"), "1 to 64 characters"),
+    "65 regions": (lambda d: d.update(regions=[{"name": str(i), "threshold": 0} for i in range(65)]), "regions"),
+    "areas without a frame": (put([[0, 0, 1, 1]], "regions", 0, "areas"), "size of the frame"),
+    "a frame without areas": (put([9, 9], "frame_px"), "size of the frame"),
+    "areas null": (lambda d: (put([9, 9], "frame_px")(d), put(None, "regions", 0, "areas")(d)), "areas"),
+    "no areas": (lambda d: (put([9, 9], "frame_px")(d), put([], "regions", 0, "areas")(d)), "0 areas"),
+    "area beyond the frame": (
+        lambda d: (put([9, 9], "frame_px")(d), put([[0, 0, 9, 10]], "regions", 0, "areas")(d)),
+        "does not lie in its frame",
+    ),
+    "area of three numbers": (
+        lambda d: (put([9, 9], "frame_px")(d), put([[0, 0, 9]], "regions", 0, "areas")(d)),
+        "areas",
+    ),
+    "area of floats": (
+        lambda d: (put([9, 9], "frame_px")(d), put([[0, 0, 9, 1.0]], "regions", 0, "areas")(d)),
+        "areas",
+    ),
+    "frame as floats": (
+        lambda d: (put([9.0, 9], "frame_px")(d), put([[0, 0, 9, 1]], "regions", 0, "areas")(d)),
+        "frame_px",
+    ),
     "k zero": (put(0, "k"), "k"),
     "k as bool": (put(True, "k"), "k"),
     "run agreement too low": (put(0.5, "run_agreement"), "run_agreement"),
@@ -141,6 +166,58 @@ def test_a_broken_decision_is_refused(tiny_bundle, name):
     change, words = BROKEN_DECISIONS[name]
     rewrite(tiny_bundle, "decision.json", change)
     refused_by_both(tiny_bundle, words)
+
+
+def test_regions_of_both_kinds_open_in_both(tiny_bundle):
+    areas = [[0, 0, 60, 40], [59, 89, 1, 1]]
+    regions = [{"name": "ä" * 64, "threshold": 0.5, "areas": areas}, {"name": "rest", "threshold": -1}]
+    written = write_decision(
+        tiny_bundle, {"frame_px": [60, 90], "regions": regions, "k": 2, "run_agreement": 1, "fit": {}}
+    )
+    assert written.threshold is None and written.thresholds == (0.5, -1)
+    assert written.regions.names == ("ä" * 64, "rest")
+    assert written.regions.regions[0].areas == ((0, 0, 60, 40), (59, 89, 1, 1))
+    with Inspector(tiny_bundle) as inspector:
+        assert inspector.info.region_count == 2 and np.isnan(inspector.info.threshold)
+        assert inspector.region_names == written.regions.names
+
+
+MASK = b"P5\n3 2\n255\n\x00\x01\x02\x03\x04\xff"
+BROKEN_MASKS = (
+    MASK[:-1],
+    MASK + b"\0",
+    MASK.replace(b"P5", b"P2"),
+    MASK.replace(b"\n3", b" 3", 1),
+    MASK.replace(b"3 2", b"03 2"),
+    MASK.replace(b"3 2", b"3  2"),
+    MASK.replace(b"255", b"65535"),
+    MASK.replace(b"255", b" 255"),
+    MASK.replace(b"P5\n", b"P5\n# made by hand\n"),
+    MASK.replace(b"255\n", b"255\r\n"),
+    b"P5\n0 2\n255\n",
+    b"P5\n-3 2\n255\n" + bytes(6),
+    b"P5\n65537 1\n255\n" + bytes(65537),
+    b"P5\n3 2\n255",
+    b"P5\n3",
+    b"",
+)
+
+
+@pytest.mark.parametrize("data", [MASK, *BROKEN_MASKS], ids=range(1 + len(BROKEN_MASKS)))
+def test_masks_of_interest_in_both(tiny_bundle, data):
+    (tiny_bundle / "roi.pgm").write_bytes(data)
+
+    def listed(manifest):
+        manifest["roi"] = "roi.pgm"
+        manifest["files"]["roi.pgm"] = {"sha256": sha256_hex(data), "bytes": len(data)}
+
+    rewrite(tiny_bundle, MANIFEST, listed)
+    if data != MASK:
+        refused_by_both(tiny_bundle, "roi.pgm")
+        return
+    assert read_bundle(tiny_bundle).roi.tolist() == [[0, 1, 2], [3, 4, 255]]
+    with Inspector(tiny_bundle) as inspector:
+        assert (inspector.info.roi_h, inspector.info.roi_w) == (2, 3)
 
 
 def flip_byte(path, at=-1):

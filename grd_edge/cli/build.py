@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from grd_edge.cli.common import CheckpointPath, ImageBar, Json, load_dataset, print_json, print_rows, progress
+from grd_edge.cli.common import (
+    CheckpointPath,
+    ImageBar,
+    Json,
+    each_category,
+    load_dataset,
+    print_json,
+    print_rows,
+    progress,
+)
 
 app = typer.Typer(help="Build what ships: the ONNX model, or a whole bundle.", no_args_is_help=True)
 
@@ -30,6 +39,11 @@ def onnx(
 
 
 @app.command()
+@each_category(
+    inputs={"checkpoint": ".safetensors"},
+    outputs={"output": ".grdb"},
+    columns=("bundle", "threshold"),
+)
 def bundle(
     checkpoint: CheckpointPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle to write, name.grdb.")],
@@ -42,25 +56,36 @@ def bundle(
     alpha: Annotated[float | None, typer.Option(help="False-reject rate; default: the checkpoint's.")] = None,
     json_: Json = False,
 ) -> None:
-    """Write a bundle for the cpu target; with --data, its thresholds too."""
-    from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle
+    """Write a bundle for the cpu target; with --data, its mask of interest, regions and thresholds too.
+
+    For a benchmark root CHECKPOINT and --output are the folders of <category>.safetensors and <category>.grdb.
+    """
+    from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle, roi_of_dataset
     from grd_edge.checkpoint import read_checkpoint
 
     trained = read_checkpoint(checkpoint)
     decision = trained.config.decision
     # Everything that can be wrong with the data is found before anything is written.
-    samples = load_dataset(data, seed=trained.config.train.seed, need_test=False).calibration if data else ()
-    built = bundle_from_checkpoint(trained, output)
-    if samples:
+    dataset = load_dataset(data, seed=trained.config.train.seed, need_test=False) if data else None
+    built = bundle_from_checkpoint(trained, output, roi=roi_of_dataset(dataset) if dataset else None)
+    if dataset:
         with progress() as bar:
             built = recalibrated_bundle(
                 output,
-                samples,
-                alpha=alpha or decision.alpha,
+                dataset.calibration,
+                alpha=decision.alpha if alpha is None else alpha,
                 k=decision.k,
                 run_agreement=decision.run_agreement,
-                on_progress=ImageBar(bar, "calibrate", len(samples)),
+                regions=dataset.regions,
+                on_progress=ImageBar(bar, "calibrate", len(dataset.calibration)),
             )
     engines = [f"{engine['target']}-{engine['precision']}" for engine in built.manifest["engines"]]
-    result = {"bundle": str(output), "engines": engines, "threshold": built.threshold, "seal": built.seal}
+    thresholds = dict(zip(built.regions.names, built.thresholds, strict=True)) if built.decision else {}
+    result = {
+        "bundle": str(output),
+        "engines": engines,
+        "threshold": built.threshold,
+        "thresholds": thresholds,
+        "seal": built.seal,
+    }
     print_json(result) if json_ else print_rows("built", result)

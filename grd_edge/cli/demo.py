@@ -66,7 +66,8 @@ def _print(summary: dict, dataset, out_dir: Path) -> None:
     )
     table.add_row("largest phi difference", "", "", f"{summary['phi_max_abs_diff']:.1e}")
     table.add_row("decision flips", "", "", f"{summary['decision_flips']} of {summary['images']}")
-    threshold = f"threshold {summary['threshold']:.5f}"
+    one = summary["threshold"]
+    threshold = "a threshold per region" if one is None else f"threshold {one:.5f}"
     table.add_row("balanced accuracy", "", f"{summary['balanced_accuracy']:.4f}", threshold)
     table.add_row(
         "rejects / escapes",

@@ -23,12 +23,42 @@ def inspect(bundle: BundlePath, json_: Json = False) -> None:
         "frames": f"{scale}, {geometry['channels']} channel(s), padding {geometry['padding']}",
         "patches": "{patch_h}x{patch_w} px, stride {stride_y}x{stride_x}".format_map(geometry),
         "score": f"{score['decides']} decides, {score['window']} window, local window {score['local_window_px']} px",
+        "mask of interest": _coverage(opened.roi),
         "threshold": opened.threshold if opened.decision else "none yet; run: grd-edge recalibrate",
-        "fitted": f"{fit.get('method')}, n = {fit.get('n')}, alpha {fit.get('alpha')}, "
-        f"{'certified' if fit.get('certified') else 'uncertified'}"
-        if fit
-        else "",
+        "regions": "",
+        "decision": "",
+        "fitted": _fitted(fit),
         "seal": opened.seal,
         "verified": "every file matches its sha256",
     }
+    if opened.decision:
+        decision = opened.decision
+        rows["decision"] = f"k = {decision['k']}, runs agree at {decision['run_agreement']:g}"
+        if opened.threshold is None or opened.regions.frame_h is not None:
+            rows["threshold"], rows["regions"] = "", _regions(opened)
     print_rows(str(bundle), {name: value for name, value in rows.items() if value != ""})
+
+
+def _coverage(roi) -> str:
+    """How much of the frame is of interest."""
+    return "" if roi is None else f"{(roi != 0).mean():.1%} of {roi.shape[0]}x{roi.shape[1]} px"
+
+
+def _regions(opened) -> str:
+    """One line per region: its name, threshold and areas."""
+    lines = []
+    for region, threshold in zip(opened.regions.regions, opened.thresholds, strict=True):
+        areas = ", ".join(f"y={y} x={x} {h}x{w} px" for y, x, h, w in region.areas or ()) or "the whole frame"
+        lines.append(f"{region.name}: {threshold:.6g} ({areas})")
+    return "\n".join(lines)
+
+
+def _fitted(fit: dict) -> str:
+    """How the thresholds came about."""
+    if not fit:
+        return ""
+    if "alpha" in fit:
+        how = f"alpha {fit['alpha']}, {'certified' if fit.get('certified') else 'uncertified'}"
+    else:
+        how = f"{fit.get('objective')} {fit.get('objective_value')}"
+    return f"{fit.get('method')}, n = {fit.get('n')}, {how}, {fit.get('fitted', 'at an unknown time')}"

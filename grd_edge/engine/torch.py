@@ -75,14 +75,15 @@ class TorchInspector:
         phi, phi_local = scores.phi.numpy(), scores.phi_local.numpy()
         deciding = phi if config.score.decides == "phi" else phi_local
         decided = frame_decision(deciding, self.threshold, chosen.regions, self.k)
-        maps = self.grid.stitch(scores.heatmap.numpy(), *image.shape[1:], index=chosen.index) if heatmap else None
+        positions = self.grid.positions(*image.shape[1:])[chosen.index]
+        maps = self.grid.stitch(scores.heatmap.numpy(), *image.shape[1:], positions=positions) if heatmap else None
         end = time.perf_counter()
         spans = {"cut": cut - start, "infer": inferred - cut, "score": end - inferred, "total": end - start}
         return Inspection(
             decision=decided.decision,
             score=decided.score,
             threshold=decided.threshold,
-            positions=self.grid.positions(*image.shape[1:])[chosen.index],
+            positions=positions,
             phi=phi,
             phi_local=phi_local,
             defective=decided.defective,

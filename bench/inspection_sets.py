@@ -1,0 +1,98 @@
+"""Real inspection images through train, build and eval, as a user would run them: the table of docs/results.md.
+
+    GRD_DATA=/path/to/sets python -m grd_edge.bench.inspection_sets --out artifacts/sets --train-seconds 180
+
+Sets are folders below GRD_DATA (see docs/results.md for their sources); those that are missing are left out by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from grd_edge.files import write_atomically
+
+SCALE_256 = "geometry.scale_px=256"
+LOCAL = "score.decides=phi_local"
+
+
+@dataclass(frozen=True)
+class InspectionSet:
+    """A set below GRD_DATA, the settings it is trained with, and whose bundle judges it (None: its own)."""
+
+    name: str
+    settings: tuple[str, ...] = ()
+    judged_by: str | None = None
+
+
+SETS = (
+    InspectionSet("alien", (SCALE_256,)),
+    InspectionSet("ballscrew", (SCALE_256, LOCAL)),
+    # No training images of its own: larger frames of the same parts, at the same working scale.
+    InspectionSet("ballscrew_large", judged_by="ballscrew"),
+    InspectionSet("paper/bdp01_tl", (LOCAL,)),
+    InspectionSet("paper/btn01_rl", (LOCAL,)),
+    InspectionSet("paper/zpb01_rl", (LOCAL,)),
+)
+COLUMNS = ("image_auroc", "image_auroc_untrained", "pixel_auroc", "aupro", "balanced_accuracy")
+
+
+def grd_edge(*words: object) -> dict:
+    """Runs the command line and returns what it prints as JSON.
+
+    Raises:
+        SystemExit: the command failed; its own sentence is on stderr.
+    """
+    command = [sys.executable, "-c", "from grd_edge.cli import main; main()", *map(str, words), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"grd-edge {' '.join(map(str, words))} ended with {done.returncode}")
+    return json.loads(done.stdout)
+
+
+def run_set(one: InspectionSet, data: Path, out: Path, budget: tuple[str, object]) -> dict:
+    """Trains, builds and evaluates a set; what `eval` says, with the training's provenance beside it."""
+    name = (one.judged_by or one.name).replace("/", "-")
+    checkpoint, bundle = out / f"{name}.safetensors", out / f"{name}.grdb"
+    if one.judged_by is None:
+        words = [word for setting in one.settings for word in ("--set", setting)]
+        grd_edge("train", "--data", data / one.name, "-o", checkpoint, "--overwrite", *words, *budget)
+        grd_edge("build", "bundle", checkpoint, "-o", bundle, "--data", data / one.name)
+    result = grd_edge("eval", bundle, "--data", data / one.name, "--against", checkpoint)
+    return {"set": one.name, "settings": list(one.settings), "judged_by": one.judged_by, **result}
+
+
+def run_sets(data: Path, out: Path, budget: tuple[str, object], names: tuple[str, ...] = ()) -> list[dict]:
+    """Every set that is there (or that is named), in order; results.json grows after each."""
+    results = []
+    for one in SETS:
+        if (names and one.name not in names) or not (data / one.name).is_dir():
+            continue
+        results.append(run_set(one, data, out, budget))
+        write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=os.environ.get("GRD_DATA"), help="folder of the sets")
+    parser.add_argument("--out", type=Path, default=Path("artifacts/sets"))
+    parser.add_argument("--train-seconds", type=float, default=180)
+    parser.add_argument("--only", nargs="*", default=(), help="names of sets")
+    arguments = parser.parse_args()
+    if arguments.data is None or not Path(arguments.data).is_dir():
+        parser.error("give --data or set GRD_DATA to the folder of the sets")
+    for result in run_sets(
+        Path(arguments.data), arguments.out, ("--train-seconds", arguments.train_seconds), tuple(arguments.only)
+    ):
+        shown = (f"{key} {result[key]:.4f}" for key in COLUMNS if result.get(key) is not None)
+        print(result["set"], *shown, sep="  ")
+
+
+if __name__ == "__main__":
+    main()
