@@ -23,7 +23,7 @@ from grd_edge.cli import (
     train,
     validate_config,
 )
-from grd_edge.errors import GrdError, MissingExtraError
+from grd_edge.errors import GrdError, InputError, MissingExtraError
 
 app = typer.Typer(
     name="grd-edge",
@@ -55,6 +55,8 @@ def main() -> None:
         app()
     except GrdError as error:
         _fail(error)
+    except OSError as error:  # what no verb foresees, such as a name that is too long
+        _fail(InputError(f"{error.filename or 'a file'} cannot be used ({error.strerror}); check the path and the disk"))
     except KeyboardInterrupt:
         print("grd-edge: stopped by Ctrl-C; files that were complete before are unchanged", file=sys.stderr)
         sys.exit(1)
