@@ -24,7 +24,7 @@ from grd_edge.cli import (
     validate_config,
 )
 from grd_edge.cli.common import is_first_process
-from grd_edge.errors import GrdError, MissingExtraError
+from grd_edge.errors import GrdError, InputError, MissingExtraError
 
 app = typer.Typer(
     name="grd-edge",
@@ -56,6 +56,8 @@ def main() -> None:
         app()
     except GrdError as error:
         _fail(error)
+    except OSError as error:  # what no verb foresees, such as a name that is too long
+        _fail(InputError(f"{error.filename or 'a file'} cannot be used ({error.strerror}); check the path and the disk"))
     except KeyboardInterrupt:
         print("grd-edge: stopped by Ctrl-C; files that were complete before are unchanged", file=sys.stderr)
         sys.exit(1)

@@ -9,6 +9,8 @@ Sources: W3C PNG Recommendation; ITU T.81 (JPEG); Microsoft BITMAPINFOHEADER; TI
 from __future__ import annotations
 
 import io
+import os
+import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +36,20 @@ class _Unusable(Exception):
     """Why a file is refused: the end of a sentence that begins with the image's name."""
 
 
+def open_image(path: Path) -> BinaryIO:
+    """Binary stream of an image file; opening a pipe would wait for a writer, and a device may never end.
+
+    Raises:
+        InputError: not a regular file.
+        OSError: it cannot be opened.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise InputError(f"the image {path} is a folder, a pipe or a device; give a file, or remove it")
+    return open(handle, "rb")
+
+
 def read_header(path: Path, data: bytes | None = None) -> Header:
     """Header of an image file; only its beginning and its end are read.
 
@@ -46,7 +62,7 @@ def read_header(path: Path, data: bytes | None = None) -> Header:
     try:
         if data is not None:
             return _header(io.BytesIO(data), len(data))
-        with open(path, "rb") as stream:
+        with open_image(path) as stream:
             return _header(stream, stream.seek(0, io.SEEK_END))
     except _Unusable as reason:
         raise InputError(f"the image {path} {reason}") from None

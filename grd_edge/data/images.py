@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grd_edge.data.headers import read_header
+from grd_edge.data.headers import open_image, read_header
 from grd_edge.errors import InputError, require
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
@@ -64,7 +64,8 @@ def read_image(path: Path) -> np.ndarray:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        with open_image(path) as stream:
+            data = stream.read()
     except OSError as error:
         raise InputError(f"the image {path} cannot be read ({error.strerror}); check or remove it") from error
     header = read_header(path, data)
@@ -117,7 +118,7 @@ def file_sha256(path: Path) -> str:
         InputError: the file cannot be read.
     """
     try:
-        with open(path, "rb") as stream:
+        with open_image(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"the image {path} cannot be read ({error.strerror}); check or remove it") from error
