@@ -270,6 +270,11 @@ def benchmark_root(w: World) -> list:
     return ["recalibrate", w.bundle(), "--good", w / "sets"]
 
 
+def over_a_run(w: World) -> list:
+    w.file("out.run/last.safetensors", b"hours of work")
+    return [*second_kind(w, pixels(48, 48, 3)), "--overwrite"]
+
+
 def few(w: World, count: int) -> list:
     for index in range(count):
         w.image(f"few/train/good/{index}.png", pixels(seed=index))
@@ -293,8 +298,16 @@ TABLE = {
     "folder is a link to nothing": (lambda w: w.train(w.link("d", w / "none")), "there is no folder", "give"),
     "folder is a loop of links": (lambda w: w.train(w.link("d", "d")), "there is no folder", "give the folder"),
     "folder with a name that is too long": (lambda w: w.train(w / LONG), "File name too long", "check the path"),
-    "train/good empty": (lambda w: w.train((w / "d/train/good").mkdir(parents=True) or w / "d"), "holds no image", "png"),
-    "train/good missing": (lambda w: w.train((w / "d/test/good").mkdir(parents=True) or w / "d"), "train/good", "check"),
+    "train/good empty": (
+        lambda w: w.train((w / "d/train/good").mkdir(parents=True) or w / "d"),
+        "holds no image",
+        "png",
+    ),
+    "train/good missing": (
+        lambda w: w.train((w / "d/test/good").mkdir(parents=True) or w / "d"),
+        "train/good",
+        "check",
+    ),
     "images beside folders": (
         lambda w: w.train(w.image("d/a.png").parent if (w / "d/sub").mkdir(parents=True) is None else None),
         "unclear what is good",
@@ -314,7 +327,11 @@ TABLE = {
     "image is a loop of links": (lambda w: w.infer(w.link("a.png", "a.png")), "a.png cannot be read", "check"),
     "image is a pipe": (lambda w: w.infer(w.pipe("a.png")), "a.png", "remove it"),
     "a pipe among the images": (lambda w: w.infer(w.pipe("d/a.png").parent), "a.png", "remove it"),
-    "a broken link among the images": (lambda w: w.infer(w.link("d/a.png", "no").parent), "link to nothing", "remove it"),
+    "a broken link among the images": (
+        lambda w: w.infer(w.link("d/a.png", "no").parent),
+        "link to nothing",
+        "remove it",
+    ),
     "a folder called a.png": (lambda w: w.infer((w / "a.png").mkdir() or w / "a.png"), "holds no image", "expected"),
     "image is a device": (lambda w: w.infer(w.link("a.png", "/dev/zero")), "a.png", "remove it"),
     "image empty": (lambda w: w.infer(w.file("a.png")), "a.png", "expected PNG"),
@@ -325,8 +342,16 @@ TABLE = {
     "bmp truncated": (lambda w: w.infer(w.image("a.bmp", keep=0.6)), "a.bmp", "remove it"),
     "tiff truncated": (lambda w: w.infer(w.image("a.tiff", keep=0.6)), "a.tiff", "remove it"),
     "npy truncated": (lambda w: w.infer(w.image("a.npy", keep=0.6)), "a.npy", "remove it"),
-    "png that promises a terabyte": (lambda w: w.infer(w.file("a.png", png_of(1 << 20, 1 << 20))), "a.png", "remove it"),
-    "npy that promises a terabyte": (lambda w: w.infer(w.file("a.npy", npy_header_of((1 << 20, 1 << 20)))), "a.npy", "it"),
+    "png that promises a terabyte": (
+        lambda w: w.infer(w.file("a.png", png_of(1 << 20, 1 << 20))),
+        "a.png",
+        "remove it",
+    ),
+    "npy that promises a terabyte": (
+        lambda w: w.infer(w.file("a.npy", npy_header_of((1 << 20, 1 << 20)))),
+        "a.npy",
+        "it",
+    ),
     "npy with a wild header": (lambda w: w.infer(w.file("a.npy", npy_header_of("__import__('os')"))), "a.npy", "it"),
     "npy of pickled objects": (lambda w: w.infer(w.image("a.npy", np.array([{}, []], object))), "a.npy", "expected"),
     "npy of float64": (lambda w: w.infer(w.image("a.npy", pixels(dtype=np.float64))), "float64", "expected"),
@@ -353,6 +378,7 @@ TABLE = {
     "transparent pixels": (lambda w: w.infer(w.image("a.png", pixels(48, 48, 4))), "transparent", "without an alpha"),
     "several pages": (lambda w: w.infer(tiff_of_two_pages(w)), "pages.tiff", "save"),
     "grey and color mixed": (lambda w: second_kind(w, pixels(48, 48, 3)), "3 channels but", "convert"),
+    "bad images with --overwrite": (over_a_run, "3 channels but", "convert"),
     "8 and 16 bit mixed": (lambda w: second_kind(w, pixels(dtype=np.uint16)), "uint16", "convert"),
     # splits, masks, regions
     "one image": (lambda w: few(w, 1), "leaves", "add good images"),
@@ -426,7 +452,11 @@ TABLE = {
         "train again",
     ),
     "checkpoint of an odd schema": (lambda w: ["build", "onnx", w.checkpoint(grd_edge_schema="x")], "damaged", "train"),
-    "checkpoint whose settings are a list": (lambda w: ["build", "onnx", w.checkpoint(config="[]")], "damaged", "train"),
+    "checkpoint whose settings are a list": (
+        lambda w: ["build", "onnx", w.checkpoint(config="[]")],
+        "damaged",
+        "train",
+    ),
     "checkpoint without a weight": (lambda w: ["build", "onnx", w.checkpoint(lose)], "lacks weights", "profile"),
     "checkpoint with a foreign weight": (lambda w: ["build", "onnx", w.checkpoint(rename)], "weights", "profile"),
     "checkpoint of another profile": (lambda w: ["build", "onnx", w.checkpoint(doubled)], "wrongly shaped", "profile"),
@@ -462,12 +492,16 @@ TABLE = {
     # the machine
     "native library missing": (without_library, "cannot be loaded", "build it with"),
     "backend missing": (without_backend, "libgrd_backend_openvino.so", ""),
-    "vendor library missing": (without_vendor, "openvino", "pip install"),
+    "vendor library missing": (without_vendor, "holds no libopenvino_c.so", "name the folder"),
     "unknown scoring kernel forced": (forced, "avx9000", "GRD_FORCE_VARIANT"),
     # arguments and outputs
-    "alpha above one": (lambda w: recalibrate(w, "--alpha", 2), "alpha", "between 0 and 1"),
-    "alpha of zero": (lambda w: recalibrate(w, "--alpha", 0), "alpha", "between 0 and 1"),
-    "alpha that is not a number": (lambda w: recalibrate(w, "--alpha", "nan"), "alpha", "between 0 and 1"),
+    "alpha above one": (lambda w: recalibrate(w, "--alpha", 2), "alpha", "expected a false-reject rate in (0, 1)"),
+    "alpha of zero": (lambda w: recalibrate(w, "--alpha", 0), "alpha", "expected a false-reject rate in (0, 1)"),
+    "alpha that is not a number": (
+        lambda w: recalibrate(w, "--alpha", "nan"),
+        "alpha",
+        "expected a false-reject rate in (0, 1)",
+    ),
     "more patches asked for than there are": (lambda w: recalibrate(w, "--k", 100), "9 patches", "k"),
     "bundle without .grdb": (lambda w: bundle_to(w, w / "part"), "ends in .grdb", "call it part.grdb"),
     "bundle over a folder of photos": (

@@ -57,7 +57,9 @@ def main() -> None:
     except GrdError as error:
         _fail(error)
     except OSError as error:  # what no verb foresees, such as a name that is too long
-        _fail(InputError(f"{error.filename or 'a file'} cannot be used ({error.strerror}); check the path and the disk"))
+        _fail(
+            InputError(f"{error.filename or 'a file'} cannot be used ({error.strerror}); check the path and the disk")
+        )
     except KeyboardInterrupt:
         print("grd-edge: stopped by Ctrl-C; files that were complete before are unchanged", file=sys.stderr)
         sys.exit(1)
