@@ -181,6 +181,17 @@ class Config(Section):
     score: ScoreConfig = ScoreConfig()
     decision: DecisionConfig = DecisionConfig()
 
+    @model_validator(mode="after")
+    def _stride_covers(self) -> Config:
+        for axis, patch in (("y", self.model.patch_h), ("x", self.model.patch_w)):
+            stride = getattr(self.geometry, f"stride_{axis}")
+            if stride is not None and stride > patch:
+                raise ValueError(
+                    f"geometry.stride_{axis} {stride} is beyond the patch, so pixels would never be inspected; "
+                    f"give at most {patch}"
+                )
+        return self
+
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
 

@@ -75,7 +75,6 @@ class _Run:
 
     def __init__(self, dataset: Dataset, config: Config, fabric: Fabric, folder: RunFolder | None, watch: Watcher):
         self.dataset, self.config, self.fabric, self.folder, self.watch = dataset, config, fabric, folder, watch
-        check_dataset(dataset, config)
         self.state = TrainingState(config, fabric)
         self.best_weights: dict[str, torch.Tensor] | None = None
         validated = dataset.validation and fabric.is_global_zero
@@ -271,6 +270,7 @@ def checkpoint_from_dataset(
         Checkpoint with the reconstructor's weights, float32: the best ones on `dataset.validation` where there is
         one, else the last ones; averaged with `train.ema_decay`.
     """
+    check_dataset(dataset, config)
     with _run(dataset, config, fabric_from_config(config), None, Watcher(on_progress or Watcher.training)) as run:
         run.start()
         run.go_on()
@@ -297,6 +297,7 @@ def train_run(
         StoppedError: Ctrl-C or SIGTERM; the state is saved.
     """
     output = Path(output)
+    check_dataset(dataset, config)  # before an earlier run is touched
     fabric = fabric_from_config(config)
     with contextlib.ExitStack() as stack:
         folder = None

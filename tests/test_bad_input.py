@@ -270,6 +270,11 @@ def benchmark_root(w: World) -> list:
     return ["recalibrate", w.bundle(), "--good", w / "sets"]
 
 
+def over_a_run(w: World) -> list:
+    w.file("out.run/last.safetensors", b"hours of work")
+    return [*second_kind(w, pixels(48, 48, 3)), "--overwrite"]
+
+
 def few(w: World, count: int) -> list:
     for index in range(count):
         w.image(f"few/train/good/{index}.png", pixels(seed=index))
@@ -373,6 +378,7 @@ TABLE = {
     "transparent pixels": (lambda w: w.infer(w.image("a.png", pixels(48, 48, 4))), "transparent", "without an alpha"),
     "several pages": (lambda w: w.infer(tiff_of_two_pages(w)), "pages.tiff", "save"),
     "grey and color mixed": (lambda w: second_kind(w, pixels(48, 48, 3)), "3 channels but", "convert"),
+    "bad images with --overwrite": (over_a_run, "3 channels but", "convert"),
     "8 and 16 bit mixed": (lambda w: second_kind(w, pixels(dtype=np.uint16)), "uint16", "convert"),
     # splits, masks, regions
     "one image": (lambda w: few(w, 1), "leaves", "add good images"),
@@ -486,12 +492,16 @@ TABLE = {
     # the machine
     "native library missing": (without_library, "cannot be loaded", "build it with"),
     "backend missing": (without_backend, "libgrd_backend_openvino.so", ""),
-    "vendor library missing": (without_vendor, "openvino", "pip install"),
+    "vendor library missing": (without_vendor, "holds no libopenvino_c.so", "name the folder"),
     "unknown scoring kernel forced": (forced, "avx9000", "GRD_FORCE_VARIANT"),
     # arguments and outputs
-    "alpha above one": (lambda w: recalibrate(w, "--alpha", 2), "alpha", "between 0 and 1"),
-    "alpha of zero": (lambda w: recalibrate(w, "--alpha", 0), "alpha", "between 0 and 1"),
-    "alpha that is not a number": (lambda w: recalibrate(w, "--alpha", "nan"), "alpha", "between 0 and 1"),
+    "alpha above one": (lambda w: recalibrate(w, "--alpha", 2), "alpha", "expected a false-reject rate in (0, 1)"),
+    "alpha of zero": (lambda w: recalibrate(w, "--alpha", 0), "alpha", "expected a false-reject rate in (0, 1)"),
+    "alpha that is not a number": (
+        lambda w: recalibrate(w, "--alpha", "nan"),
+        "alpha",
+        "expected a false-reject rate in (0, 1)",
+    ),
     "more patches asked for than there are": (lambda w: recalibrate(w, "--k", 100), "9 patches", "k"),
     "bundle without .grdb": (lambda w: bundle_to(w, w / "part"), "ends in .grdb", "call it part.grdb"),
     "bundle over a folder of photos": (

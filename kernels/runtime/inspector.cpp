@@ -299,11 +299,13 @@ grd_status grd_inspector_open(const grd_bundle *bundle, const grd_inspector_para
         inspector->batch_limit = used.batch_limit > 0 ? used.batch_limit : 16;
         inspector->variant = used.score_variant != nullptr ? used.score_variant : "";
         const grd_score_params scoring = inspector->score_params();
-        if (grd_score_variant_active(&scoring) == nullptr)
-            grd::fail(GRD_ERR_VARIANT,
-                      "score variant " +
-                          grd::quoted(scoring.variant != nullptr ? scoring.variant : "of GRD_FORCE_VARIANT") +
-                          " is unknown or not supported by this CPU; leave it out to use the fastest");
+        if (grd_score_variant_active(&scoring) == nullptr) {
+            const char *forced = std::getenv("GRD_FORCE_VARIANT");
+            const char *name = scoring.variant != nullptr ? scoring.variant : forced != nullptr ? forced : "";
+            grd::fail(GRD_ERR_VARIANT, std::string("score variant ") + grd::quoted(name) +
+                                           (scoring.variant != nullptr ? "" : " of GRD_FORCE_VARIANT") +
+                                           " is unknown or not supported by this CPU; leave it out to use the fastest");
+        }
         const grd_cut_params &cut = inspector->info.cut;
         const size_t workspace = grd_score_workspace_bytes(&scoring, cut.channels, cut.patch_h, cut.patch_w);
         if (workspace == 0)
