@@ -88,7 +88,7 @@ def _locked_folder(target: Path) -> tuple[Path, int]:
         os.chmod(folder, 0o755)
         lock = None
         # Until the lock is held another writer takes this folder for a leftover; then begin again.
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), _removed_on_failure(folder):
             lock = os.open(folder / _LOCK, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
             with contextlib.suppress(OSError):  # a file system without locks: nothing is ever cleared there
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -96,6 +96,15 @@ def _locked_folder(target: Path) -> tuple[Path, int]:
             return folder, lock
         if lock is not None:
             os.close(lock)
+
+
+@contextlib.contextmanager
+def _removed_on_failure(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _clear_leftovers(target: Path) -> None:

@@ -297,7 +297,7 @@ TABLE = {
     "a file in place of the folder": (lambda w: w.train(w.file("d")), "there is no folder", "give the folder"),
     "folder is a link to nothing": (lambda w: w.train(w.link("d", w / "none")), "there is no folder", "give"),
     "folder is a loop of links": (lambda w: w.train(w.link("d", "d")), "there is no folder", "give the folder"),
-    "folder with a name that is too long": (lambda w: w.train(w / LONG), "File name too long", "check the path"),
+    "folder with a name that is too long": (lambda w: w.train(w / LONG), "File name too long", "check path and disk"),
     "train/good empty": (
         lambda w: w.train((w / "d/train/good").mkdir(parents=True) or w / "d"),
         "holds no image",
@@ -322,7 +322,7 @@ TABLE = {
     ),
     # images
     "image missing": (lambda w: w.infer(w / "no.png"), "no.png cannot be read", "check or remove it"),
-    "image name too long": (lambda w: w.infer(w / f"{LONG}.png"), "File name too long", "check the path"),
+    "image name too long": (lambda w: w.infer(w / f"{LONG}.png"), "File name too long", "check path and disk"),
     "image is a link to nothing": (lambda w: w.infer(w.link("a.png", "no")), "a.png cannot be read", "check"),
     "image is a loop of links": (lambda w: w.infer(w.link("a.png", "a.png")), "a.png cannot be read", "check"),
     "image is a pipe": (lambda w: w.infer(w.pipe("a.png")), "a.png", "remove it"),

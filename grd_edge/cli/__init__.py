@@ -6,7 +6,10 @@ Results go to stdout, everything else to stderr. Exit codes: 0 good, 1 a user er
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import typer
 
@@ -24,7 +27,7 @@ from grd_edge.cli import (
     validate_config,
 )
 from grd_edge.cli.common import is_first_process
-from grd_edge.errors import GrdError, InputError, MissingExtraError
+from grd_edge.errors import GrdError, InputError, MissingExtraError, StoppedError
 
 app = typer.Typer(
     name="grd-edge",
@@ -52,26 +55,46 @@ _EXTRA_OF = {"cv2": "images", "elpv_dataset": "demo", "matplotlib": "demo"}
 
 def main() -> None:
     """Entry point: turns errors into one sentence on stderr and an exit code."""
+    with _noticing_ctrl_c() as stopped:
+        try:
+            app()
+        except BaseException as error:
+            told = _told(error)
+            # Whatever a library makes of the interruption, typer an exit code and torch an error of its own.
+            if stopped() and not isinstance(error, StoppedError):
+                told = StoppedError("stopped by Ctrl-C; files that were complete before are unchanged")
+            if told is None:
+                raise
+            if is_first_process():
+                print(f"grd-edge: {told}", file=sys.stderr)
+            sys.exit(told.exit_code)
+
+
+@contextmanager
+def _noticing_ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Yields what tells whether Ctrl-C was pressed and interrupted something."""
+    stopped = False
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal stopped
+        stopped = True
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, interrupt)
     try:
-        app()
-    except GrdError as error:
-        _fail(error)
-    except OSError as error:  # what no verb foresees, such as a name that is too long
-        _fail(
-            InputError(f"{error.filename or 'a file'} cannot be used ({error.strerror}); check the path and the disk")
-        )
-    except KeyboardInterrupt:
-        print("grd-edge: stopped by Ctrl-C; files that were complete before are unchanged", file=sys.stderr)
-        sys.exit(1)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
-        if not package or package == "grd_edge":
-            raise
-        extra = _EXTRA_OF.get(package, "train")
-        _fail(MissingExtraError(f"this verb needs {package}, which is not installed; pip install 'grd-edge[{extra}]'"))
+        yield lambda: stopped
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
-def _fail(error: GrdError) -> None:
-    if is_first_process():
-        print(f"grd-edge: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
+def _told(error: BaseException) -> GrdError | None:
+    """What a user is told of an error; None of one that is no user's business."""
+    if isinstance(error, GrdError):
+        return error
+    if isinstance(error, OSError):  # what no verb foresees, such as a name that is too long
+        return InputError(f"{error.filename or 'a file'} cannot be used ({error.strerror}); check path and disk")
+    package = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package in ("", "grd_edge"):
+        return None
+    extra = _EXTRA_OF.get(package, "train")
+    return MissingExtraError(f"this verb needs {package}, which is not installed; pip install 'grd-edge[{extra}]'")
