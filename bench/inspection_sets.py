@@ -1,6 +1,6 @@
 """Real inspection images through train, build and eval, as a user would run them: the table of docs/results.md.
 
-    GRD_DATA=/path/to/sets python -m grd_edge.bench.inspection_sets --out artifacts/sets --train-seconds 180
+    GRD_DATA=/path/to/sets python -m grd_edge.bench.inspection_sets --out artifacts/sets --steps 600
 
 Sets are folders below GRD_DATA (see docs/results.md for their sources); those that are missing are left out by name.
 """
@@ -94,14 +94,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("GRD_DATA"), help="folder of the sets")
     parser.add_argument("--out", type=Path, default=Path("artifacts/sets"))
-    parser.add_argument("--train-seconds", type=float, default=180)
+    parser.add_argument("--steps", type=int, default=600, help="of each training")
     parser.add_argument("--only", nargs="*", default=(), help="names of sets")
     arguments = parser.parse_args()
     if arguments.data is None or not Path(arguments.data).is_dir():
         parser.error("give --data or set GRD_DATA to the folder of the sets")
-    for result in run_sets(
-        Path(arguments.data), arguments.out, ("--train-seconds", arguments.train_seconds), tuple(arguments.only)
-    ):
+    budget = ("--steps", arguments.steps)
+    for result in run_sets(Path(arguments.data), arguments.out, budget, tuple(arguments.only)):
         shown = (f"{key} {result[key]:.4f}" for key in COLUMNS if result.get(key) is not None)
         print(result["set"], *shown, sep="  ")
 
