@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-NATIVE := CMakeLists.txt setup.py pyproject.toml constraints.txt $(shell find kernels cmake -type f -not -path 'kernels/test/*' -not -name '*.md')
+NATIVE := CMakeLists.txt setup.py pyproject.toml constraints.txt $(shell find kernels cmake -type f -not -path 'kernels/test/*' -not -path 'kernels/fuzz/*' -not -name '*.md')
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint fuzz sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/grd-edge demo
@@ -16,6 +16,14 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# 100,000 mutated bundles through each reader; the tests take every tenth for Python's.
+fuzz: $(STAMP)
+	GRD_FUZZ_FULL=1 $(BIN)/python -m pytest -q tests/native/test_fuzz.py
+
+# The C tests under AddressSanitizer, LeakSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(STAMP)
+	$(BIN)/python -m pytest -q tests/native -k sanitizers
 
 # Rebuilt when the native sources change; Python sources are installed in place.
 $(STAMP): $(NATIVE)

@@ -297,6 +297,8 @@ def train_run(
         StoppedError: Ctrl-C or SIGTERM; the state is saved.
     """
     output = Path(output)
+    if output.is_dir():
+        raise InputError(f"{output} is a folder; give the name of a file, such as {output / 'part.safetensors'}")
     check_dataset(dataset, config)  # before an earlier run is touched
     fabric = fabric_from_config(config)
     with contextlib.ExitStack() as stack:

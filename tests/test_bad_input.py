@@ -164,6 +164,15 @@ def doubled(weights) -> None:
     weights[key] = torch.cat([weights[key], weights[key]])
 
 
+def other_patches(w: World) -> str:
+    from safetensors import safe_open
+
+    with safe_open(w.stock / "part.safetensors", framework="pt") as stream:
+        config = json.loads(stream.metadata()["config"])
+    config["geometry"]["stride_y"] = 7
+    return json.dumps(config)
+
+
 def write_text(name: str, text: str):
     return lambda bundle: (bundle / name).write_text(text, encoding="utf-8")
 
@@ -271,8 +280,34 @@ def benchmark_root(w: World) -> list:
 
 
 def over_a_run(w: World) -> list:
+    w.file("out.run/lock")
     w.file("out.run/last.safetensors", b"hours of work")
     return [*second_kind(w, pixels(48, 48, 3)), "--overwrite"]
+
+
+def damaged_run(w: World) -> Path:
+    w.file("out.run/lock")
+    w.file("out.run/last.safetensors", b"x")
+    return w.parts()
+
+
+def results_of_another(w: World) -> list:
+    w.file("out/results.csv", b"name,value\na,1\n")
+    return [*w.infer(w.image("a.png")), "-o", w / "out"]
+
+
+def seen_in_training(w: World) -> list:
+    """Thresholds from an image that the model was made from."""
+    good = w.image("good/a.png")
+    seen = hashlib.sha256(good.read_bytes()).hexdigest()[:12]
+    bundle = w.manifest(lambda m: m["provenance"].update(training={"seen": [seen]}))
+    (bundle / "decision.json").unlink()
+    return ["recalibrate", bundle, "--good", w / "good"]
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch evil",)
 
 
 def few(w: World, count: int) -> list:
@@ -489,6 +524,80 @@ TABLE = {
         "int8",
         "fp32",
     ),
+    # results, thresholds, runs and imports
+    "mask of interest of another size for infer": (
+        lambda w: [*w.infer(w.image("a.png")), "--roi", w.image("roi.png", pixels(40, 48))],
+        "40x48 px",
+        "draw it on the image",
+    ),
+    "mask of interest that marks nothing": (
+        lambda w: [*w.infer(w.image("a.png")), "--roi", w.image("roi.png", pixels() * 0)],
+        "0 everywhere",
+        "mark the pixels that count",
+    ),
+    "pictures without a folder": (lambda w: [*w.infer(w.image("a.png")), "--heatmaps"], "need a folder", "-o OUT"),
+    "results with other columns": (results_of_another, "holds other columns", "choose another folder"),
+    "results below a file": (
+        lambda w: [*w.infer(w.image("a.png")), "-o", w.file("f")],
+        "cannot be written",
+        "another folder",
+    ),
+    "pattern of products that is none": (
+        lambda w: [*w.infer(w.image("a.png")), "--product-by", "("],
+        "'('",
+        "",
+    ),
+    "pattern of products without a group": (
+        lambda w: [*w.infer(w.image("a.png")), "--product-by", "a"],
+        "group",
+        "",
+    ),
+    "thresholds from images of the training": (seen_in_training, "was used to make this model", "not used before"),
+    "regions file missing": (lambda w: recalibrate(w, "--regions", w / "no.yaml"), "no.yaml cannot be read", "No such"),
+    "run agreement of a minority": (lambda w: recalibrate(w, "--run-agreement", 0.2), "0.2", "0.5"),
+    "labels without defects": (
+        lambda w: ["recalibrate", w.bundle(), "--labelled", w.image("l/good/a.png").parents[1]],
+        "defect",
+        "",
+    ),
+    "comparison with another model's patches": (
+        lambda w: [
+            "eval",
+            w.stock / "part.grdb",
+            "--data",
+            w.parts(),
+            "--against",
+            w.checkpoint(config=other_patches(w)),
+        ],
+        "patch",
+        "",
+    ),
+    "a run that is there": (
+        lambda w: w.train(damaged_run(w)),
+        "holds a run",
+        "--resume",
+    ),
+    "a run that is damaged": (
+        lambda w: w.train(damaged_run(w), "--resume"),
+        "last.safetensors is not",
+        "train again",
+    ),
+    "checkpoint over a folder": (
+        lambda w: ["train", "--data", w.parts(), "-o", w.bundle(), *SETTINGS],
+        "part.grdb is a folder",
+        "give the name of a file",
+    ),
+    "unknown precision of training": (
+        lambda w: w.train(w.parts(), "--precision", "int4"),
+        "train.precision",
+        "16-mixed",
+    ),
+    "import of nothing": (lambda w: ["import", "grdnet", w / "no.pt", "-o", w / "c.safetensors"], "no.pt", ""),
+    "import of a pickle that runs code": (
+        lambda w: ["import", "grdnet", w.file("e.pt", pickle.dumps(Evil())), "-o", w / "c.safetensors"],
+        "e.pt",
+        "",
+    ),
     # the machine
     "native library missing": (without_library, "cannot be loaded", "build it with"),
     "backend missing": (without_backend, "libgrd_backend_openvino.so", ""),
@@ -524,6 +633,8 @@ USAGE = {
     "steps of zero": ["train", "--data", "x", "--steps", "0"],
     "time budget of zero": ["train", "--data", "x", "--train-seconds", "0"],
     "negative seed": ["eval", "x.grdb", "--data", "x", "--seed", "-1"],
+    "thresholds from no images": ["recalibrate", "x.grdb"],
+    "resume and overwrite": ["train", "--data", "x", "--resume", "--overwrite"],
     "k of zero": ["recalibrate", "x.grdb", "--good", "x", "--k", "0"],
     "text for a number": ["infer", "x.grdb", "x", "--threads", "many"],
     "unknown option": ["inspect", "x.grdb", "--fast"],
@@ -603,6 +714,19 @@ def test_wrong_usage_exits_with_2_and_does_nothing(name, tmp_path, monkeypatch, 
     code, stderr = run_main(monkeypatch, capfd, USAGE[name])
     assert code == 2 and "Usage:" in stderr and "Traceback" not in stderr
     assert snapshot(tmp_path) == {}
+
+
+def test_a_defect_without_a_mask_stays_a_defect(stock, tmp_path, monkeypatch, capfd):
+    data = World(tmp_path, stock, monkeypatch).parts()
+    (data / "ground_truth" / "spot").mkdir(parents=True)
+    assert cv2.imwrite(str(data / "ground_truth" / "spot" / "003_mask.png"), pixels())
+    argv = ["eval", stock / "part.grdb", "--data", data, "--no-untrained", "--json"]
+    monkeypatch.setattr(sys, "argv", ["grd-edge", *map(str, argv)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert not stopped.value.code
+    result = json.loads(capfd.readouterr().out)
+    assert (result["images"], result["defective"]) == (24, 12)
 
 
 def test_the_stock_itself_is_good(stock, tmp_path, monkeypatch, capfd):

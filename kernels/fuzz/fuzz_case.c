@@ -110,14 +110,17 @@ static void expand_repeats(fuzz_text *text) {
             ++at;
             continue;
         }
-        const size_t cut = (size_t)(end + 1 - begin);
-        fuzz_text all = {0};
-        fuzz_set(&all, "");
-        for (unsigned long i = 0; i < count && all.size < LARGEST; ++i) {
-            char one[200];
-            const int length = entry != NULL ? snprintf(one, sizeof one, entry, i) : 0;
-            fuzz_splice(&all, all.size, 0, entry != NULL ? one : after + 1,
-                        entry != NULL ? (size_t)length : (size_t)(end - after - 1));
+        const size_t cut = (size_t)(end + 1 - begin), unit = entry != NULL ? 200 : (size_t)(end - after - 1);
+        if (count * unit > LARGEST) return;
+        fuzz_text all = {malloc(count * unit + 1), 0, count * unit + 1};
+        if (all.data == NULL) stop("memory");
+        for (unsigned long i = 0; i < count; ++i) {
+            if (entry != NULL) {
+                all.size += (size_t)snprintf(all.data + all.size, unit, entry, i);
+            } else {
+                memcpy(all.data + all.size, after + 1, unit);
+                all.size += unit;
+            }
         }
         fuzz_splice(text, at, cut, all.data, all.size);
         at += all.size;

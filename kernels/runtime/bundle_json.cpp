@@ -131,6 +131,53 @@ private:
     std::string name_;
 };
 
+/* What a document must hold to before it is built: syntax, depth, no key twice. The parser's own callback could look at
+ * this, too, but then building takes time that grows with the square of an array's length. */
+class Rules final : public Json::json_sax_t {
+public:
+    explicit Rules(const char *name) : name_(name) {}
+
+    bool null() override { return true; }
+    bool boolean(bool) override { return true; }
+    bool number_integer(Json::number_integer_t) override { return true; }
+    bool number_unsigned(Json::number_unsigned_t) override { return true; }
+    bool number_float(Json::number_float_t, const std::string &) override { return true; }
+    bool string(std::string &) override { return true; }
+    bool binary(Json::binary_t &) override { return true; }
+    bool start_array(size_t) override { return descend(); }
+    bool end_array() override { return ascend(); }
+    bool start_object(size_t) override {
+        keys_.emplace_back();
+        return descend();
+    }
+    bool end_object() override {
+        keys_.pop_back();
+        return ascend();
+    }
+    bool key(std::string &key) override {
+        if (!keys_.back().insert(key).second)
+            malformed(std::string(name_) + " has the key " + grd::quoted(key) + " twice; rebuild the bundle");
+        return true;
+    }
+    bool parse_error(size_t, const std::string &, const Json::exception &error) override {
+        malformed(std::string(name_) + " is not valid JSON " + grd::quoted(error.what()) + "; rebuild the bundle");
+    }
+
+private:
+    bool descend() {
+        if (depth_++ >= kDeepest) malformed(text("%s nests deeper than %d levels; rebuild the bundle", name_, kDeepest));
+        return true;
+    }
+    bool ascend() {
+        --depth_;
+        return true;
+    }
+
+    const char *name_;
+    int depth_ = 0;
+    std::vector<std::set<std::string>> keys_; /* of the objects that are open */
+};
+
 /* Rule 1, but for the size, which the file layer checks before it reads. */
 Json document_from_bytes(const Bytes &bytes, const char *name) {
     const char *begin = reinterpret_cast<const char *>(bytes.data.get()), *end = begin + bytes.count;
@@ -138,26 +185,9 @@ Json document_from_bytes(const Bytes &bytes, const char *name) {
         malformed(std::string(name) + " begins with a byte order mark, expected plain UTF-8; save it without");
     if (std::memchr(begin, 0, bytes.count) != nullptr) /* which the parser would take for the end of the document */
         malformed(std::string(name) + " holds a zero byte, expected JSON; copy the bundle again or rebuild it");
-    std::vector<std::set<std::string>> open_objects;
-    const auto watch = [&](int depth, Json::parse_event_t event, Json &value) {
-        if (event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start) {
-            if (depth >= kDeepest)
-                malformed(text("%s nests deeper than %d levels; rebuild the bundle", name, kDeepest));
-        }
-        if (event == Json::parse_event_t::object_start) open_objects.emplace_back();
-        if (event == Json::parse_event_t::object_end) open_objects.pop_back();
-        if (event == Json::parse_event_t::key) {
-            const std::string &key = value.get_ref<const std::string &>();
-            if (!open_objects.back().insert(key).second)
-                malformed(std::string(name) + " has the key " + quoted(key) + " twice; rebuild the bundle");
-        }
-        return true;
-    };
-    try {
-        return Json::parse(begin, end, watch);
-    } catch (const Json::exception &error) {
-        malformed(std::string(name) + " is not valid JSON " + quoted(error.what()) + "; rebuild the bundle");
-    }
+    Rules rules(name);
+    Json::sax_parse(begin, end, &rules);
+    return Json::parse(begin, end);
 }
 
 /* Rules 2 and 3. The schema comes first: a newer one may seal in another way. */

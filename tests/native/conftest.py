@@ -42,4 +42,6 @@ def native_build():
 @pytest.fixture(scope="session")
 def sanitized_build():
     """The same under AddressSanitizer and UndefinedBehaviorSanitizer."""
-    return build_native(ROOT / "build" / "sanitized", "-DGRD_SANITIZE=address;undefined")
+    return build_native(
+        ROOT / "build" / "sanitized", "-DGRD_SANITIZE=address;undefined;float-cast-overflow;float-divide-by-zero"
+    )
