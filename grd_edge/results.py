@@ -110,6 +110,7 @@ class ResultFile:
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX)
             try:
+                self._mend_tail()  # another process may have been killed within its row since
                 self._write(line)
             finally:
                 fcntl.flock(self._stream, fcntl.LOCK_UN)
@@ -128,7 +129,6 @@ class ResultFile:
 
     def _continue(self) -> None:
         """Checks the columns, and makes the file end with a whole row."""
-        size = os.fstat(self._stream).st_size
         first = os.pread(self._stream, _TAIL_BYTES, 0)
         if len(first) < len(self._header) and self._header.startswith(first):
             os.ftruncate(self._stream, 0)  # an empty file, or a header that was not finished
@@ -136,6 +136,13 @@ class ResultFile:
             return
         head, newline, _ = first.partition(b"\n")
         self._check_columns(head, bool(newline))
+        self._mend_tail()
+
+    def _mend_tail(self) -> None:
+        """Ends a whole last row, or removes half of one."""
+        size = os.fstat(self._stream).st_size
+        if size and os.pread(self._stream, 1, size - 1) == b"\n":
+            return
         start = max(0, size - _TAIL_BYTES)
         tail = os.pread(self._stream, _TAIL_BYTES, start)
         last = tail[tail.rfind(b"\n") + 1 :]

@@ -10,6 +10,7 @@ Example::
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +44,8 @@ class Inspection:
         positions: (N, 2) int32, (y, x) of each inspected patch in the scaled frame. Patches without a pixel of
             interest, or in no region, are not inspected.
         phi, phi_local: (N,) float32.
-        defective: (N,) bool; all False while undecided.
-        regions: (N,) int32, index of each patch's region in `region_names`; 0 while undecided.
+        defective: (N,) bool; all False without thresholds.
+        regions: (N,) int32, index of each patch's region in `region_names`; 0 without thresholds.
         region_names: names of the regions, in order.
         heatmap: (scaled_h, scaled_w) float32, 0 where nothing was inspected; None when not asked for.
         x_hat: (N, C, patch_h, patch_w) float32 reconstructions, or None when not asked for.
@@ -99,7 +100,7 @@ class Inspector:
         self._bundle, self._handle = ctypes.c_void_p(), ctypes.c_void_p()
         lib = self._lib = _native.library()
         try:
-            status = lib.grd_bundle_open(str(bundle).encode(), ctypes.byref(self._bundle))
+            status = lib.grd_bundle_open(os.fsencode(bundle), ctypes.byref(self._bundle))
             _native.check(status, lib.grd_bundle_message(self._bundle) if self._bundle else None)
             self.info = _native.BundleInfo()
             _native.check(lib.grd_bundle_get_info(self._bundle, ctypes.byref(self.info)))
@@ -114,8 +115,8 @@ class Inspector:
                 undecided=not decide,
                 target=target.encode(),
                 precision=precision.encode() if precision else None,
-                backend_dir=str(backend_dir or _native.library_dir()).encode(),
-                vendor_dir=vendor.encode() if vendor else None,
+                backend_dir=os.fsencode(backend_dir or _native.library_dir()),
+                vendor_dir=os.fsencode(vendor) if vendor else None,
                 score_variant=score_variant.encode() if score_variant else None,
             )
             status = lib.grd_inspector_open(self._bundle, ctypes.byref(params), ctypes.byref(self._handle))

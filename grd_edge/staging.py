@@ -85,10 +85,10 @@ def _locked_folder(target: Path) -> tuple[Path, int]:
     """A new staging folder and the descriptor of its lock."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-        os.chmod(folder, 0o755)
         lock = None
         # Until the lock is held another writer takes this folder for a leftover; then begin again.
         with contextlib.suppress(FileNotFoundError), _removed_on_failure(folder):
+            os.chmod(folder, 0o755)
             lock = os.open(folder / _LOCK, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
             with contextlib.suppress(OSError):  # a file system without locks: nothing is ever cleared there
                 fcntl.flock(lock, fcntl.LOCK_EX)

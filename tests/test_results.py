@@ -158,3 +158,15 @@ def test_names_of_files_are_one_line_of_text():
 
 def test_whole_tables():
     assert csv_lines(("a", "b"), [{"b": 1, "a": "x"}]) == b"a,b\nx,1\n"
+
+
+def test_a_row_that_another_process_left_half_is_mended_before_the_next(tmp_path, kind):
+    path = tmp_path / f"results.{kind}"
+    with ResultFile(path, COLUMNS, kind) as output:
+        output.append(row("a"))
+        whole = path.read_bytes()
+        with open(path, "ab") as other:
+            other.write(b'"half of a r')
+        output.append(row("b"))
+    assert path.read_bytes().startswith(whole)
+    assert [found["name"] for found in read(path, kind)] == ["a", "b"]

@@ -33,6 +33,10 @@ def check_dataset(dataset: Dataset, config: Config, *, on_progress: OnImages | N
     masks: dict[Path, Header] = {}
     for sample, header in zip(samples, headers, strict=True):
         size = header.h, header.w
+        if header.dtype == "float32":
+            raise InputError(
+                f"{sample.path} holds float32, and frames on the line do not; save it as 8 or 16 bit unsigned integers"
+            )
         if header.channels < config.model.channels:
             raise InputError(
                 f"{sample.path} has 1 channel but the model takes 3; give RGB images or set model.channels to 1"

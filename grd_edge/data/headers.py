@@ -12,6 +12,7 @@ import io
 import os
 import stat
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -221,8 +222,26 @@ def _tiff_directory(stream: BinaryIO, at: int, order: str) -> tuple[dict[int, tu
     return tags, struct.unpack_from(order + "I", data, 12 * count)[0]
 
 
-# Subfile, size, bits, color space, strips, orientation, samples, planes, tiles, sample format.
-_TIFF_TAGS = frozenset({254, 256, 257, 258, 262, 273, 274, 277, 279, 284, 324, 325, 339})
+def check_tiff_strips(path: Path, data: bytes) -> None:
+    """Raises InputError when a strip or tile of a Deflate TIFF does not decompress: decoders would give zeros for it.
+
+    LZW and uncompressed data hold no checksum, so that damage inside them is not to be seen.
+    """
+    stream, order = io.BytesIO(data), "<" if data.startswith(b"II") else ">"
+    (at,) = struct.unpack(order + "I", _read(stream, 4, 4))
+    tags = _tiff_directory(stream, at, order)[0]
+    if tags.get(259, (1,))[0] not in (8, 32946):  # Deflate, by either of its numbers
+        return
+    try:
+        for offsets, counts in ((273, 279), (324, 325)):
+            for start, count in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False):
+                zlib.decompress(data[start : start + count])
+    except zlib.error as error:
+        raise InputError(f"the image {path} is damaged ({error}); copy it again or remove it") from error
+
+
+# Subfile, size, bits, compression, color space, strips, orientation, samples, planes, tiles, sample format.
+_TIFF_TAGS = frozenset({254, 256, 257, 258, 259, 262, 273, 274, 277, 279, 284, 324, 325, 339})
 
 
 def _big_tiff(stream: BinaryIO, size: int) -> Header:

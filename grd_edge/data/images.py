@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grd_edge.data.headers import open_image, read_header
+from grd_edge.data.headers import check_tiff_strips, open_image, read_header
 from grd_edge.errors import InputError, require
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
@@ -71,6 +71,8 @@ def read_image(path: Path) -> np.ndarray:
     header = read_header(path, data)
     if data.startswith(b"\x93NUMPY"):
         return np.ascontiguousarray(np.load(io.BytesIO(data), allow_pickle=False))
+    if data.startswith((b"II*\0", b"MM\0*")):
+        check_tiff_strips(path, data)
     cv2 = require("cv2", extra="images", purpose="to decode images")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -52,7 +52,7 @@ namespace grd {
 [[noreturn]] void fail_cut(grd_status status, const grd_view &frame, const grd_cut_params &cut);
 /* The mask that the caller sets, else the bundle's; of the frame's size. */
 Mask mask_of_frame(const grd_inspector &inspector, const grd_view &frame, const grd_view *roi);
-/* Whether the caller's outputs take what was selected, and whether that is enough to decide. */
+/* Whether the caller's outputs take what was selected. */
 void check_result(const grd_inspector &inspector, const grd_grid &grid, const grd_result &result);
 
 } // namespace grd

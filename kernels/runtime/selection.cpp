@@ -110,9 +110,11 @@ void Selection::clear_outside(const grd_cut_params &cut, int32_t i, float *patch
     for (int64_t plane = int64_t{i} * cut.channels; plane < (int64_t{i} + 1) * cut.channels; ++plane)
         for (int32_t y = 0; y < cut.patch_h; ++y) {
             float *to = patches + plane * patch_px + static_cast<int64_t>(y) * cut.patch_w;
-            const uint8_t *row = mask_.data() + (static_cast<int64_t>(patch.y_px) + y) * scaled_w_ + patch.x_px;
-            const int32_t shown = y < shown_h ? shown_w : 0;
-            for (int32_t x = 0; x < shown; ++x) to[x] = row[x] != 0 ? to[x] : 0.0f; /* drops NaN, too */
+            int32_t shown = 0; /* padding is of no interest */
+            if (y < shown_h) {
+                const uint8_t *row = mask_.data() + (static_cast<int64_t>(patch.y_px) + y) * scaled_w_ + patch.x_px;
+                for (; shown < shown_w; ++shown) to[shown] = row[shown] != 0 ? to[shown] : 0.0f; /* drops NaN, too */
+            }
             std::fill(to + shown, to + cut.patch_w, 0.0f);
         }
 }

@@ -118,6 +118,17 @@ def test_truncated_arrays_are_refused(tmp_path, share):
         decoded(tmp_path, data[: int(share * len(data))], "cut.npy")
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_damage_is_found_where_the_format_has_checksums(tmp_path, kind):
+    data = saved(pil.fromarray(GREY8), kind, **({"compression": "tiff_adobe_deflate"} if kind == "TIFF" else {}))
+    start = data.index(b"IDAT") + 8 if kind == "PNG" else data.index(b"\x78")
+    for at in range(start, start + 1500, 50):
+        hurt = bytearray(data)
+        hurt[at] ^= 0x10
+        with pytest.raises(InputError, match=r"hurt is damaged|hurt cannot be decoded"):
+            decoded(tmp_path, bytes(hurt), "hurt")
+
+
 def test_what_follows_the_end_of_a_file_does_no_harm(tmp_path):
     for suffix in (".png", ".jpg"):
         data = encoded(SMOOTH, suffix)
