@@ -28,6 +28,7 @@ from grd_edge.files import sha256_hex
 from grd_edge.patches import prepare_frame, working_size
 from grd_edge.regions import Regions, pgm_from_mask
 from grd_edge.runtime import Inspector
+from grd_edge.shipped import opened_bundle, seen_ids, training_of
 from grd_edge.thresholds import Objective, checked_alpha, checked_objective, fit_good_only, fit_labelled
 
 TARGETS = ("cpu",)
@@ -149,27 +150,24 @@ def recalibrated_bundle(
         InputError: no images, images that the model was made from, products without a patch in some region, a
             defective image for `good_only`, or scores that cannot be used.
     """
-    bundle = bundles.read_bundle(path)
-    kept = bundle.decision or {"k": 1, "run_agreement": 0.7}
-    k = checked_k(kept["k"] if k is None else k)
-    agreement = checked_agreement(kept["run_agreement"] if run_agreement is None else run_agreement)
-    regions = bundle.regions if regions is None else regions
-    if method not in ("good_only", "labelled"):
-        raise InputError(f"the method of the fit is {method!r}; expected 'good_only' or 'labelled'")
-    if method == "labelled" and len(regions.regions) > 1:
-        raise InputError(
-            f"a labelled fit takes one region and this bundle has {', '.join(regions.names)}, as a label does not say "
-            "in which of them a defect is; fit on good images, or use one region"
-        )
-    if method == "good_only" and (defective := [sample for sample in samples if sample.defective]):
-        raise InputError(f"{defective[0].path} is defective and the fit takes good images only; use a labelled fit")
-    # What the fit would refuse after minutes of scoring.
-    checked_alpha(alpha) if method == "good_only" else checked_objective(objective, beta, precision)
-    training = bundle.manifest["provenance"].get("training")
-    seen = training.get("seen", ()) if isinstance(training, dict) else ()  # provenance is free in content
-    refuse_seen(samples, seen, purpose="thresholds")
-
-    with Inspector(path, decide=False) as inspector:
+    inspector, bundle = opened_bundle(path, decide=False)
+    with inspector:
+        kept = bundle.decision or {"k": 1, "run_agreement": 0.7}
+        k = checked_k(kept["k"] if k is None else k)
+        agreement = checked_agreement(kept["run_agreement"] if run_agreement is None else run_agreement)
+        regions = bundle.regions if regions is None else regions
+        if method not in ("good_only", "labelled"):
+            raise InputError(f"the method of the fit is {method!r}; expected 'good_only' or 'labelled'")
+        if method == "labelled" and len(regions.regions) > 1:
+            raise InputError(
+                f"a labelled fit takes one region and this bundle has {', '.join(regions.names)}, as a label does not "
+                "say in which of them a defect is; fit on good images, or use one region"
+            )
+        if method == "good_only" and (defective := [sample for sample in samples if sample.defective]):
+            raise InputError(f"{defective[0].path} is defective and the fit takes good images only; use a labelled fit")
+        # What the fit would refuse after minutes of scoring.
+        checked_alpha(alpha) if method == "good_only" else checked_objective(objective, beta, precision)
+        refuse_seen(samples, seen_ids(training_of(bundle)), purpose="thresholds")
         products = _product_patches(inspector, bundle, samples, regions, on_progress)
         version = inspector.engine_version
     scores, indices = [product.scores for product in products], [product.regions for product in products]

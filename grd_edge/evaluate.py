@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from grd_edge.bundle import Bundle, read_bundle
+from grd_edge.bundle import Bundle
 from grd_edge.data.dataset import Sample, refuse_seen
 from grd_edge.data.images import read_image, read_mask
 from grd_edge.errors import BundleError, CheckpointError, InputError
@@ -30,7 +30,8 @@ from grd_edge.metrics import (
 from grd_edge.pixel_metrics import PixelQuality, PixelScores
 from grd_edge.products import ProductResult, ProductRule
 from grd_edge.regions import scaled_mask
-from grd_edge.runtime import Inspection, Inspector
+from grd_edge.runtime import Inspection
+from grd_edge.shipped import opened_bundle, seen_ids, training_of
 
 OnImages = Callable[[int], None]
 
@@ -345,17 +346,16 @@ def evaluated_bundle(
     Raises:
         InputError: images that the model was made from, or that do not fit; BundleError, CheckpointError, EngineError.
     """
-    bundle = read_bundle(path)
-    training = bundle.manifest["provenance"].get("training", {})
-    refuse_seen(samples, training.get("seen", ()), purpose="metrics")
-    rule, options = ProductRule.of_bundle(bundle), {"pixels": True, "roi": bundle.roi}
-    reference = reference_inspector(bundle, against) if against else None
-    baseline = None
-    if untrained:
-        with contextlib.suppress(ImportError):
-            importlib.import_module("torch")
-            baseline = untrained_inspector(bundle)
-    with Inspector(path) as inspector:
+    inspector, bundle = opened_bundle(path)
+    with inspector:
+        refuse_seen(samples, seen_ids(training_of(bundle)), purpose="metrics")
+        rule, options = ProductRule.of_bundle(bundle), {"pixels": True, "roi": bundle.roi}
+        reference = reference_inspector(bundle, against) if against else None
+        baseline = None
+        if untrained:
+            with contextlib.suppress(ImportError):
+                importlib.import_module("torch")
+                baseline = untrained_inspector(bundle)
         scored = scored_from_samples(inspector, samples, rule=rule, on_progress=bar("engine"), **options)
     result = metrics_from_scored(scored)
     if reference:

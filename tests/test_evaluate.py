@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from grd_edge import bundle as bundles
 from grd_edge.bundle import read_bundle, write_decision
 from grd_edge.checkpoint import write_checkpoint
 from grd_edge.cli.common import plain
@@ -91,8 +92,6 @@ def test_rows_hold_every_image(evaluated):
 
 
 def test_images_that_the_model_was_made_from_are_refused(tiny_bundle, masked):
-    from grd_edge import bundle as bundles
-
     samples = dataset_from_folder(masked).test
     opened = read_bundle(tiny_bundle)
     manifest = {key: value for key, value in opened.manifest.items() if key not in ("schema", "files", "seal")}
@@ -233,3 +232,13 @@ def test_a_mask_of_interest_hides_pixels_outside(tiny_checkpoint, masked, tmp_pa
     assert scored.quality == own.quality and (scored.scores == own.scores).all()
     whole = scored_from_samples(TorchInspector(tiny_checkpoint), dataset_from_folder(masked).test, pixels=True)
     assert (scored.scores != whole.scores).any()
+
+
+@pytest.mark.parametrize("training", ["by hand", ["a"], None])
+def test_provenance_that_says_nothing_does_not_stop_the_evaluation(tiny_bundle, parts, training):
+    opened = read_bundle(tiny_bundle)
+    manifest = {key: value for key, value in opened.manifest.items() if key not in ("schema", "files", "seal")}
+    manifest["provenance"] = {**manifest["provenance"], "training": training}
+    bundles.write_bundle(tiny_bundle, manifest, opened.files)
+    samples = dataset_from_folder(parts).test[:2]
+    assert evaluated_bundle(tiny_bundle, samples, untrained=False)[0]["images"] == 2

@@ -1,0 +1,54 @@
+"""A bundle as the verbs use it: opened together with its engine, and what it tells of the images behind it.
+
+Never imports torch. Source: docs/bundle.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from grd_edge.bundle import Bundle, read_bundle
+from grd_edge.errors import BundleError
+from grd_edge.runtime import Inspector
+
+_ATTEMPTS = 20
+
+
+def opened_bundle(path: Path, **options: Any) -> tuple[Inspector, Bundle]:
+    """The engine of a bundle, to be closed, and the bundle that it was opened from, even while a writer exchanges it.
+
+    Args:
+        options: of `Inspector`.
+
+    Raises:
+        BundleError, EngineError: see `read_bundle` and `Inspector`; a bundle that is replaced again and again.
+    """
+    bundle = read_bundle(path)
+    for _ in range(_ATTEMPTS):
+        inspector = Inspector(path, **options)
+        try:
+            before, bundle = bundle, read_bundle(path)
+            if _seals(before) == _seals(bundle):
+                return inspector, bundle
+        except BaseException:
+            inspector.close()
+            raise
+        inspector.close()
+    raise BundleError(f"{path} is replaced again and again while it is opened; let its writers finish")
+
+
+def _seals(bundle: Bundle) -> tuple[str, str | None]:
+    return bundle.seal, bundle.decision and bundle.decision["seal"]
+
+
+def training_of(bundle: Bundle) -> dict[str, Any]:
+    """`provenance.training`, which is free in content: empty where it is no mapping."""
+    training = bundle.manifest["provenance"].get("training")
+    return training if isinstance(training, dict) else {}
+
+
+def seen_ids(described: dict[str, Any]) -> list[str]:
+    """`seen` of `training_of` or of a fit: ids (`content_ids`) of the images behind it; [] where it does not say."""
+    seen = described.get("seen")
+    return [each for each in seen if isinstance(each, str)] if isinstance(seen, list) else []
