@@ -18,7 +18,7 @@ from grd_edge import bundle as bundles
 from grd_edge.bundle import Bundle
 from grd_edge.bundle_schema import decision_regions
 from grd_edge.checkpoint import Checkpoint
-from grd_edge.data.dataset import Dataset, Sample, refuse_seen
+from grd_edge.data.dataset import Dataset, Sample, content_ids, refuse_seen
 from grd_edge.data.frames import grid_from_config, read_frame
 from grd_edge.data.images import read_image, read_mask
 from grd_edge.decide import checked_agreement, checked_k, product_score
@@ -32,6 +32,7 @@ from grd_edge.shipped import opened_bundle, seen_ids, training_of
 from grd_edge.thresholds import Objective, checked_alpha, checked_objective, fit_good_only, fit_labelled
 
 TARGETS = ("cpu",)
+SEEN_IMAGES = 10_000  # of a fit: their ids take 0.2 of the 1 MiB that decision.json may have
 
 
 def bundle_from_checkpoint(
@@ -191,6 +192,7 @@ def recalibrated_bundle(
         "images": len(samples),
         "regions": list(regions.names),
         "engine": {"target": "cpu", "precision": bundle.manifest["precision"]["chosen"]["cpu"], "version": version},
+        "seen": content_ids(samples)[:SEEN_IMAGES],
         "images_sha256": sha256_hex("\n".join(sorted(sample.sha256 for sample in samples)).encode()),
         "grd_edge": metadata.version("grd-edge"),
         "machine": platform.machine(),

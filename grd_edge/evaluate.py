@@ -31,7 +31,7 @@ from grd_edge.pixel_metrics import PixelQuality, PixelScores
 from grd_edge.products import ProductResult, ProductRule
 from grd_edge.regions import scaled_mask
 from grd_edge.runtime import Inspection
-from grd_edge.shipped import opened_bundle, seen_ids, training_of
+from grd_edge.shipped import fit_of, opened_bundle, seen_ids, training_of, unknown_images
 
 OnImages = Callable[[int], None]
 
@@ -335,7 +335,7 @@ def evaluated_bundle(
     """All that is measured of a bundle on labelled images.
 
     Args:
-        samples: test images, none of them used to make the model.
+        samples: test images, none of them used to make the model or to fit its thresholds.
         against: checkpoint whose network runs in PyTorch beside the engine.
         untrained: report an untrained generator too, where PyTorch is installed.
         bar: gives the progress callback of the pass with this name.
@@ -344,11 +344,13 @@ def evaluated_bundle(
         What `metrics_from_scored`, `gain_from_scored` and `parity_from_scored` say, and the engine's results.
 
     Raises:
-        InputError: images that the model was made from, or that do not fit; BundleError, CheckpointError, EngineError.
+        InputError: images that model or thresholds were made from, or that do not fit.
+        BundleError, CheckpointError, EngineError: see `opened_bundle` and `reference_inspector`.
     """
     inspector, bundle = opened_bundle(path)
     with inspector:
         refuse_seen(samples, seen_ids(training_of(bundle)), purpose="metrics")
+        refuse_seen(samples, seen_ids(fit_of(bundle)), purpose="metrics", used="to fit these thresholds")
         rule, options = ProductRule.of_bundle(bundle), {"pixels": True, "roi": bundle.roi}
         reference = reference_inspector(bundle, against) if against else None
         baseline = None
@@ -358,6 +360,7 @@ def evaluated_bundle(
                 baseline = untrained_inspector(bundle)
         scored = scored_from_samples(inspector, samples, rule=rule, on_progress=bar("engine"), **options)
     result = metrics_from_scored(scored)
+    result["notes"] += unknown_images(bundle)
     if reference:
         expected = scored_from_samples(reference, samples, rule=rule, on_progress=bar("reference"))
         both = result["image_auroc"] is not None

@@ -52,3 +52,32 @@ def seen_ids(described: dict[str, Any]) -> list[str]:
     """`seen` of `training_of` or of a fit: ids (`content_ids`) of the images behind it; [] where it does not say."""
     seen = described.get("seen")
     return [each for each in seen if isinstance(each, str)] if isinstance(seen, list) else []
+
+
+def fit_of(bundle: Bundle) -> dict[str, Any]:
+    """`fit` of the thresholds; empty without thresholds."""
+    return bundle.decision["fit"] if bundle.decision else {}
+
+
+def unknown_images(bundle: Bundle) -> list[str]:
+    """A sentence where a bundle knows only some of the images behind its model, another for its thresholds.
+
+    Those that it does not know cannot be refused. What says nothing of its images, such as an imported model, gets no
+    sentence.
+    """
+    training, fit = training_of(bundle), fit_of(bundle)
+    sets = (
+        ("training", [training.get("train_images"), training.get("validation_images", 0)], training),
+        ("calibration", [fit.get("images")], fit),
+    )
+    notes = []
+    for name, counts, described in sets:
+        if not all(type(count) is int for count in counts):
+            continue
+        known, images = len(seen_ids(described)), sum(counts)
+        if known < images:
+            notes.append(
+                f"only {known} of {images} {name} images are known (equal ones count once), "
+                "so the others cannot be refused here"
+            )
+    return notes

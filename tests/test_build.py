@@ -8,11 +8,12 @@ import hashlib
 import numpy as np
 import pytest
 
-from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle, roi_of_dataset
-from grd_edge.bundle import MODEL, read_bundle, write_bundle, write_decision
-from grd_edge.data.dataset import Dataset, Sample
+from grd_edge.build import SEEN_IMAGES, bundle_from_checkpoint, recalibrated_bundle, roi_of_dataset
+from grd_edge.bundle import MAX_JSON_BYTES, MODEL, read_bundle, write_bundle, write_decision
+from grd_edge.data.dataset import Dataset, Sample, content_ids
 from grd_edge.decide import product_score
 from grd_edge.errors import InputError
+from grd_edge.evaluate import evaluated_bundle
 from grd_edge.regions import Region, Regions
 from grd_edge.runtime import Inspector
 from grd_edge.thresholds import fit_good_only
@@ -240,3 +241,25 @@ def test_a_network_that_yields_nan_makes_no_part_good(tiny_bundle, tiny_checkpoi
 
 def _areas(regions):
     return [{"name": r.name, "threshold": 2.5, "areas": [list(area) for area in r.areas]} for r in regions.regions]
+
+
+def test_a_fit_names_its_images_and_they_are_not_evaluated(tiny_bundle, tmp_path):
+    good, bad = make_samples(tmp_path / "good", 4), make_samples(tmp_path / "hole", 3, kind="hole")
+    fit = recalibrated_bundle(tiny_bundle, [*good, *bad], method="labelled").decision["fit"]
+    assert fit["seen"] == content_ids([*good, *bad]) and len(fit["seen"]) == fit["images"] == 7
+    with pytest.raises(InputError, match=r"hole0_1.npy was used to fit these thresholds, so metrics"):
+        evaluated_bundle(tiny_bundle, [bad[1]], untrained=False)
+    others = make_samples(tmp_path / "good", 2, seed=1)
+    assert evaluated_bundle(tiny_bundle, others, untrained=False)[0]["images"] == 2
+
+
+def test_as_many_ids_as_a_fit_holds_fit_into_a_decision(tiny_bundle):
+    """Beside the largest regions there are."""
+    areas = [[12345, 12345, 12345, 12345]] * 64
+    regions = [{"name": f"{i:064d}", "threshold": 0.12345677614212036, "areas": areas} for i in range(1, 65)]
+    fit = {"seen": [f"{i:012x}" for i in range(SEEN_IMAGES)], "regions": [region["name"] for region in regions]}
+    decision = {"frame_px": [60000, 60000], "regions": regions, "k": 1, "run_agreement": 0.7, "fit": fit}
+    assert len(write_decision(tiny_bundle, decision).decision["fit"]["seen"]) == SEEN_IMAGES
+    assert (tiny_bundle / "decision.json").stat().st_size < MAX_JSON_BYTES
+    with Inspector(tiny_bundle) as inspector:
+        assert inspector.info.region_count == 64

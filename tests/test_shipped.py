@@ -10,7 +10,7 @@ import pytest
 from grd_edge import shipped
 from grd_edge.bundle import read_bundle, write_decision
 from grd_edge.errors import BundleError
-from grd_edge.shipped import opened_bundle, seen_ids, training_of
+from grd_edge.shipped import opened_bundle, seen_ids, training_of, unknown_images
 
 
 def decided(path, threshold):
@@ -71,3 +71,18 @@ def test_provenance_is_free_in_content(training):
     bundle = SimpleNamespace(manifest={"provenance": {"training": training}})
     assert seen_ids(training_of(bundle)) == []
     assert seen_ids(training_of(SimpleNamespace(manifest={"provenance": {}}))) == []
+
+
+@pytest.mark.parametrize(
+    ("training", "fit", "notes"),
+    [
+        ({"train_images": 5, "validation_images": 2, "seen": ["a"] * 7}, {"images": 3, "seen": ["b"] * 3}, []),
+        ({"train_images": 5, "validation_images": 2, "seen": ["a"] * 4}, {}, ["only 4 of 7 training images are known"]),
+        ({"train_images": 5}, {"images": 3}, ["only 0 of 5 training", "only 0 of 3 calibration images are known"]),
+        ({"train_images": "many", "seen": []}, {"images": None}, []),
+        ("by hand", {"method": "test"}, []),
+    ],
+)
+def test_images_that_cannot_be_refused_are_told(training, fit, notes):
+    found = unknown_images(SimpleNamespace(manifest={"provenance": {"training": training}}, decision={"fit": fit}))
+    assert len(found) == len(notes) and all(text.startswith(note) for text, note in zip(found, notes, strict=True))
