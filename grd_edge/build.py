@@ -138,7 +138,8 @@ def recalibrated_bundle(
 ) -> Bundle:
     """Fits thresholds with the engine that ships, and puts them into the bundle; on failure it stays as it was.
 
-    The statistic is that of a product: all patches of all its images (`Sample.product`).
+    The statistic is that of a product: all patches of all its images (`Sample.product`). Products of the same contents
+    count once, as copies certify nothing; `fit.duplicates` says how many were left out.
 
     Args:
         samples: images that were used neither for training nor for testing: good ones, or good and defective ones.
@@ -149,7 +150,7 @@ def recalibrated_bundle(
 
     Raises:
         InputError: no images, images that the model was made from, products without a patch in some region, a
-            defective image for `good_only`, or scores that cannot be used.
+            defective image for `good_only`, one content under two labels, or scores that cannot be used.
     """
     inspector, bundle = opened_bundle(path, decide=False)
     with inspector:
@@ -169,6 +170,7 @@ def recalibrated_bundle(
         # What the fit would refuse after minutes of scoring.
         checked_alpha(alpha) if method == "good_only" else checked_objective(objective, beta, precision)
         refuse_seen(samples, seen_ids(training_of(bundle)), purpose="thresholds")
+        samples, duplicates = _distinct_products(samples)
         products = _product_patches(inspector, bundle, samples, regions, on_progress)
         version = inspector.engine_version
     scores, indices = [product.scores for product in products], [product.regions for product in products]
@@ -190,6 +192,7 @@ def recalibrated_bundle(
         **fit.to_json(),
         **counted,
         "images": len(samples),
+        "duplicates": duplicates,
         "regions": list(regions.names),
         "engine": {"target": "cpu", "precision": bundle.manifest["precision"]["chosen"]["cpu"], "version": version},
         "seen": content_ids(samples)[:SEEN_IMAGES],
@@ -205,6 +208,31 @@ def recalibrated_bundle(
         "fit": details,
     }
     return bundles.write_decision(path, decision, of=bundle)
+
+
+def _product_key(sample: Sample) -> str:
+    return sample.product or str(sample.path)
+
+
+def _distinct_products(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
+    """The samples without those of products whose contents another product has, and how many products that leaves out.
+
+    Raises:
+        InputError: one content is both good and defective.
+    """
+    contents: dict[str, set[str]] = {}
+    labelled: dict[str, Sample] = {}
+    for sample in samples:
+        contents.setdefault(_product_key(sample), set()).add(sample.sha256)
+        other = labelled.setdefault(sample.sha256, sample)
+        if other.defective != sample.defective:
+            raise InputError(
+                f"{sample.path} ({sample.kind}) has the same content as {other.path} ({other.kind}); "
+                "remove the one with the wrong label"
+            )
+    first: dict[frozenset[str], str] = {}
+    kept = {key for key, each in contents.items() if first.setdefault(frozenset(each), key) == key}
+    return [sample for sample in samples if _product_key(sample) in kept], len(contents) - len(kept)
 
 
 class _Product(NamedTuple):
@@ -237,7 +265,7 @@ def _product_patches(
         scaled = working_size(h, w, geometry["scale_px"])
         index = regions.of_patches(inspection.positions, geometry["patch_h"], geometry["patch_w"], *scaled)
         scores = inspection.phi if decides == "phi" else inspection.phi_local
-        key = sample.product or str(sample.path)
+        key = _product_key(sample)
         found.setdefault(key, []).append((scores[index >= 0], index[index >= 0]))
         of_product.setdefault(key, []).append(sample)
         if on_progress:

@@ -263,3 +263,36 @@ def test_as_many_ids_as_a_fit_holds_fit_into_a_decision(tiny_bundle):
     assert (tiny_bundle / "decision.json").stat().st_size < MAX_JSON_BYTES
     with Inspector(tiny_bundle) as inspector:
         assert inspector.info.region_count == 64
+
+
+def copies_of(samples, folder, **changes):
+    folder.mkdir()
+    paths = [folder / f"copy_{sample.path.name}" for sample in samples]
+    for path, sample in zip(paths, samples, strict=True):
+        path.write_bytes(sample.path.read_bytes())
+    return [dataclasses.replace(sample, path=path, **changes) for path, sample in zip(paths, samples, strict=True)]
+
+
+def test_copies_count_once(tiny_bundle, tmp_path):
+    samples = make_samples(tmp_path / "good", 3)
+    alone = recalibrated_bundle(tiny_bundle, samples, alpha=0.2).decision["fit"]
+    assert (alone["n"], alone["duplicates"], alone["certified"], alone["images"]) == (3, 0, False, 3)
+    copies = [copy for i in range(4) for copy in copies_of(samples, tmp_path / str(i))]
+    for again in ([*samples, *copies], [*copies[:3], *samples]):
+        fit = recalibrated_bundle(tiny_bundle, again, alpha=0.2).decision["fit"]
+        assert {**fit, "fitted": ""} == {**alone, "duplicates": len(again) - 3, "fitted": ""}
+
+
+def test_copies_of_products_of_several_images_count_once(tiny_bundle, tmp_path):
+    samples = make_samples(tmp_path / "good", 6, product=lambda i: f"good/{i // 2}")
+    same = copies_of(samples[:2], tmp_path / "same", product="good/same")
+    part = copies_of(samples[2:3], tmp_path / "part", product="good/part")  # half of a product is another product
+    fit = recalibrated_bundle(tiny_bundle, [*samples, *same, *part], k=2).decision["fit"]
+    assert (fit["n"], fit["duplicates"], fit["images"]) == (4, 1, 7)
+
+
+def test_one_content_under_two_labels_is_refused(tiny_bundle, tmp_path):
+    good, bad = make_samples(tmp_path / "good", 3), make_samples(tmp_path / "hole", 2, kind="hole")
+    wrong = copies_of(good[1:2], tmp_path / "wrong", kind="hole")
+    with pytest.raises(InputError, match=r"copy_good0_1.npy \(hole\) has the same content as .*good0_1.npy \(good\)"):
+        recalibrated_bundle(tiny_bundle, [*good, *bad, *wrong], method="labelled")

@@ -61,7 +61,10 @@ def recalibrate(
         )
     decision = result.decision
     fit = {key: value for key, value in decision["fit"].items() if key != "seen"}
-    for note in unknown_images(result):
+    copies = fit["duplicates"]
+    counted = "1 product has" if copies == 1 else f"{copies} products have"
+    dropped = [f"{counted} the contents of another, which counts once"] if copies else []
+    for note in (*dropped, *unknown_images(result)):
         err.print(f"grd-edge: {note}")
     if fit.get("certified") is False:
         err.print(
