@@ -20,7 +20,7 @@ from grd_edge.bundle_schema import decision_regions
 from grd_edge.checkpoint import Checkpoint
 from grd_edge.data.dataset import Dataset, Sample, content_ids, refuse_seen
 from grd_edge.data.frames import grid_from_config, read_frame
-from grd_edge.data.images import read_image, read_mask
+from grd_edge.data.images import file_sha256, read_image, read_mask
 from grd_edge.decide import checked_agreement, checked_k, product_score
 from grd_edge.errors import InputError
 from grd_edge.export import check_reconstruction, onnx_from_checkpoint
@@ -28,7 +28,7 @@ from grd_edge.files import sha256_hex
 from grd_edge.patches import prepare_frame, working_size
 from grd_edge.regions import Regions, pgm_from_mask
 from grd_edge.runtime import Inspector
-from grd_edge.shipped import opened_bundle, seen_ids, training_of
+from grd_edge.shipped import PER_IMAGE, is_other_mask, opened_bundle, seen_ids, training_of
 from grd_edge.thresholds import Objective, checked_alpha, checked_objective, fit_good_only, fit_labelled
 
 TARGETS = ("cpu",)
@@ -95,15 +95,17 @@ def bundle_from_checkpoint(
 
 
 def roi_of_dataset(dataset: Dataset) -> np.ndarray | None:
-    """The mask of interest that all images of a dataset share, (H, W) bool; None when they have none in common.
+    """The mask of interest that all calibration images of a dataset share, (H, W) bool; None: no mask, or several.
+
+    The thresholds hold for it; what training and test images have does not matter.
 
     Raises:
         InputError: the mask cannot be read, or is of another size than the images.
     """
-    samples = (*dataset.train, *dataset.validation, *dataset.calibration, *dataset.test)
-    masks = {sample.roi for sample in samples}
-    shared = masks.pop() if len(masks) == 1 else None
-    return read_mask(shared, read_image(samples[0].path).shape[:2]) if shared else None
+    masks = {sample.roi for sample in dataset.calibration}
+    if not masks or None in masks or len({file_sha256(mask) for mask in masks}) > 1:
+        return None
+    return read_mask(dataset.calibration[0].roi, read_image(dataset.calibration[0].path).shape[:2])
 
 
 def _check_engine(folder: Path, checkpoint: Checkpoint) -> None:
@@ -194,6 +196,7 @@ def recalibrated_bundle(
         "images": len(samples),
         "duplicates": duplicates,
         "regions": list(regions.names),
+        "roi": _roi_of_fit(bundle, [product.sealed_roi for product in products]),
         "engine": {"target": "cpu", "precision": bundle.manifest["precision"]["chosen"]["cpu"], "version": version},
         "seen": content_ids(samples)[:SEEN_IMAGES],
         "images_sha256": sha256_hex("\n".join(sorted(sample.sha256 for sample in samples)).encode()),
@@ -235,12 +238,21 @@ def _distinct_products(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
     return [sample for sample in samples if _product_key(sample) in kept], len(contents) - len(kept)
 
 
+def _roi_of_fit(bundle: Bundle, sealed_roi: Sequence[bool]) -> str:
+    """`roi` of a fit."""
+    return PER_IMAGE if not all(sealed_roi) else "none" if bundle.roi is None else "bundle"
+
+
 class _Product(NamedTuple):
-    """Deciding scores of all inspected patches of a product, and their regions."""
+    """Deciding scores of all inspected patches of a product, and their regions.
+
+    `sealed_roi`: whether what was of interest is what the bundle says.
+    """
 
     scores: np.ndarray
     regions: np.ndarray
     defective: bool
+    sealed_roi: bool
 
 
 def _product_patches(
@@ -254,18 +266,23 @@ def _product_patches(
     geometry, decides = bundle.manifest["geometry"], bundle.manifest["score"]["decides"]
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     of_product: dict[str, list[Sample]] = {}
+    others: set[str] = set()
+    sealed = bundle.roi
     for done, sample in enumerate(samples, start=1):
         frame = read_image(sample.path)
         h, w = frame.shape[:2]
         try:
             regions.check_frame(h, w)
-            inspection = inspector.inspect(frame, roi=read_mask(sample.roi, (h, w)) if sample.roi else None)
+            mask = read_mask(sample.roi, (h, w)) if sample.roi else None
+            inspection = inspector.inspect(frame, roi=mask)
         except InputError as error:
             raise InputError(f"{sample.path}: {error}") from error
         scaled = working_size(h, w, geometry["scale_px"])
         index = regions.of_patches(inspection.positions, geometry["patch_h"], geometry["patch_w"], *scaled)
         scores = inspection.phi if decides == "phi" else inspection.phi_local
         key = _product_key(sample)
+        if is_other_mask(mask, sealed):
+            others.add(key)
         found.setdefault(key, []).append((scores[index >= 0], index[index >= 0]))
         of_product.setdefault(key, []).append(sample)
         if on_progress:
@@ -279,7 +296,8 @@ def _product_patches(
                 f"{of_product[key][0].path}: the product has no inspected patch in region "
                 f"{regions.names[min(missing)]!r}, so it can have no threshold; correct the regions or the masks"
             )
-        products.append(_Product(scores, index, any(sample.defective for sample in of_product[key])))
+        defective = any(sample.defective for sample in of_product[key])
+        products.append(_Product(scores, index, defective, key not in others))
     return products
 
 

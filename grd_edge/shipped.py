@@ -8,9 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from grd_edge.bundle import Bundle, read_bundle
 from grd_edge.errors import BundleError
 from grd_edge.runtime import Inspector
+
+PER_IMAGE = "per image"  # `roi` of a fit whose images had masks of interest that the bundle does not hold
 
 _ATTEMPTS = 20
 
@@ -81,3 +85,8 @@ def unknown_images(bundle: Bundle) -> list[str]:
                 "so the others cannot be refused here"
             )
     return notes
+
+
+def is_other_mask(mask: np.ndarray | None, sealed: np.ndarray | None) -> bool:
+    """Whether an image's own mask of interest, None where it has none, is another one than the bundle's."""
+    return mask is not None and (sealed is None or not np.array_equal(mask != 0, sealed != 0))

@@ -14,6 +14,7 @@ from grd_edge.data.dataset import Dataset, Sample, content_ids
 from grd_edge.decide import product_score
 from grd_edge.errors import InputError
 from grd_edge.evaluate import evaluated_bundle
+from grd_edge.inference import InferOptions, inspected_images
 from grd_edge.regions import Region, Regions
 from grd_edge.runtime import Inspector
 from grd_edge.thresholds import fit_good_only
@@ -127,8 +128,14 @@ def test_masks_of_samples_and_of_the_bundle(tiny_checkpoint, tmp_path):
     dataset = Dataset("d", tuple(masked[:2]), tuple(masked[2:4]), (masked[4],))
     shared = roi_of_dataset(dataset)
     assert np.array_equal(shared, roi != 0)
-    assert roi_of_dataset(Dataset("d", tuple(plain[:2]), tuple(masked[2:4]), ())) is None
-    assert roi_of_dataset(Dataset("d", tuple(plain[:2]), tuple(plain[2:4]), ())) is None
+    # Only the calibration images matter, and their masks' contents.
+    np.save(tmp_path / "again.npy", roi)
+    np.save(tmp_path / "other.npy", roi.T.reshape(40, 72))
+    again, other = (dataclasses.replace(masked[3], roi=tmp_path / f"{name}.npy") for name in ("again", "other"))
+    assert np.array_equal(roi_of_dataset(Dataset("d", tuple(plain[:2]), (masked[2], again), (other,))), roi != 0)
+    assert roi_of_dataset(Dataset("d", tuple(masked[:2]), (masked[2], other), ())) is None
+    assert roi_of_dataset(Dataset("d", tuple(masked[:2]), (masked[2], plain[3]), ())) is None
+    assert roi_of_dataset(Dataset("d", tuple(masked[:2]), tuple(plain[2:4]), (masked[4],))) is None
     sealed = bundle_from_checkpoint(tiny_checkpoint, path, roi=shared)
     assert np.array_equal(sealed.roi != 0, roi != 0) and sealed.seal != bundle.seal
     assert recalibrated_bundle(path, plain).thresholds == by_sample
@@ -296,3 +303,33 @@ def test_one_content_under_two_labels_is_refused(tiny_bundle, tmp_path):
     wrong = copies_of(good[1:2], tmp_path / "wrong", kind="hole")
     with pytest.raises(InputError, match=r"copy_good0_1.npy \(hole\) has the same content as .*good0_1.npy \(good\)"):
         recalibrated_bundle(tiny_bundle, [*good, *bad, *wrong], method="labelled")
+
+
+def test_thresholds_of_masks_that_the_line_lacks_are_not_used_without_one(tiny_checkpoint, tmp_path):
+    roi = np.zeros((40, 72), np.uint8)
+    roi[5:30, 3:20] = 255
+    np.save(tmp_path / "roi.npy", roi)
+    path = tmp_path / "b.grdb"
+    bundle_from_checkpoint(tiny_checkpoint, path)
+    plain, tests = make_samples(tmp_path / "good", 4), make_samples(tmp_path / "good", 3, seed=1)
+    masked = [dataclasses.replace(sample, roi=tmp_path / "roi.npy") for sample in plain]
+    tests[1:] = [dataclasses.replace(sample, roi=tmp_path / "roi.npy") for sample in tests[1:]]
+    files = [sample.path for sample in tests]
+    assert recalibrated_bundle(path, plain).decision["fit"]["roi"] == "none"
+    assert list(inspected_images(path, files, InferOptions()))
+    for samples in (masked, [masked[0], *plain[1:]]):
+        assert recalibrated_bundle(path, samples).decision["fit"]["roi"] == "per image"
+        with pytest.raises(InputError, match=r"a mask of interest per image, .* with --roi, or fit new"):
+            list(inspected_images(path, files, InferOptions(output=tmp_path / "out")))
+        assert not (tmp_path / "out").exists()
+        assert len(list(inspected_images(path, files, InferOptions(roi=tmp_path / "roi.npy")))) == 3
+    notes = evaluated_bundle(path, tests, untrained=False)[0]["notes"]
+    assert "2 images have a mask of interest that the bundle does not hold; the line uses the whole frame" in notes
+    assert "1 image has no mask of interest, but the thresholds were fitted under one per image" in notes
+    bundle_from_checkpoint(tiny_checkpoint, path, roi=roi)
+    for samples in (masked, plain):
+        assert recalibrated_bundle(path, samples).decision["fit"]["roi"] == "bundle"
+        assert not any("mask of interest" in n for n in evaluated_bundle(path, tests, untrained=False)[0]["notes"])
+    np.save(tmp_path / "roi.npy", 255 - roi)
+    notes = evaluated_bundle(path, tests, untrained=False)[0]["notes"]
+    assert "2 images have a mask of interest that the bundle does not hold; the line uses the bundle's" in notes

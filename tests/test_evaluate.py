@@ -242,3 +242,36 @@ def test_provenance_that_says_nothing_does_not_stop_the_evaluation(tiny_bundle, 
     bundles.write_bundle(tiny_bundle, manifest, opened.files)
     samples = dataset_from_folder(parts).test[:2]
     assert evaluated_bundle(tiny_bundle, samples, untrained=False)[0]["images"] == 2
+
+
+def with_threshold(path: Path, threshold: float, k: int) -> None:
+    regions = [{"name": "frame", "threshold": threshold}]
+    write_decision(path, {"regions": regions, "k": k, "run_agreement": 0.7, "fit": {"method": "test"}})
+
+
+@pytest.mark.parametrize(("threshold", "escapes"), [(2.0, 3), (0.0, 0)])
+def test_escapes_are_products_where_no_image_decides_by_itself(tiny_bundle, parts, threshold, escapes):
+    with_threshold(tiny_bundle, threshold, k=10)  # an image has 9 patches, a product 36
+    result, scored = evaluated_bundle(tiny_bundle, grouped(parts), untrained=False)
+    assert {inspection.decision for inspection in scored.inspections} == {"undecided"}
+    assert result["kinds"]["spot"] | {"image_auroc": None} == {
+        "images": 12,
+        "image_auroc": None,
+        "products": 3,
+        "escapes": escapes,
+    }
+    assert result["escape_rate"] == escapes / 3 and result["false_reject_rate"] == (escapes == 0)
+    assert {row["correct"] for row in rows_from_scored(scored)} == {""}
+    assert not any("undecided" in note or "no thresholds" in note for note in result["notes"])
+
+
+def test_a_product_with_fewer_patches_than_k_counts_as_rejected(tiny_bundle, parts):
+    samples = grouped(parts)
+    samples[0] = replace(samples[0], product=f"{samples[0].kind}/alone")
+    samples[-1] = replace(samples[-1], product=f"{samples[-1].kind}/alone")
+    with_threshold(tiny_bundle, 2.0, k=10)
+    result = evaluated_bundle(tiny_bundle, samples, untrained=False)[0]
+    assert (result["products"], result["false_reject_rate"], result["escape_rate"]) == (8, 0.25, 0.75)
+    assert result["balanced_accuracy"] == 0.5 and result["kinds"]["spot"]["escapes"] == 3
+    assert "2 of 8 products have fewer patches than k, so they are undecided and count as rejected" in result["notes"]
+    assert not any("no thresholds" in note for note in result["notes"])
