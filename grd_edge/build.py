@@ -18,9 +18,9 @@ from grd_edge import bundle as bundles
 from grd_edge.bundle import Bundle
 from grd_edge.bundle_schema import decision_regions
 from grd_edge.checkpoint import Checkpoint
-from grd_edge.data.dataset import Dataset, Sample, refuse_seen
+from grd_edge.data.dataset import Dataset, Sample, content_ids, refuse_seen
 from grd_edge.data.frames import grid_from_config, read_frame
-from grd_edge.data.images import read_image, read_mask
+from grd_edge.data.images import file_sha256, read_image, read_mask
 from grd_edge.decide import checked_agreement, checked_k, product_score
 from grd_edge.errors import InputError
 from grd_edge.export import check_reconstruction, onnx_from_checkpoint
@@ -28,9 +28,11 @@ from grd_edge.files import sha256_hex
 from grd_edge.patches import prepare_frame, working_size
 from grd_edge.regions import Regions, pgm_from_mask
 from grd_edge.runtime import Inspector
+from grd_edge.shipped import PER_IMAGE, is_other_mask, opened_bundle, seen_ids, training_of
 from grd_edge.thresholds import Objective, checked_alpha, checked_objective, fit_good_only, fit_labelled
 
 TARGETS = ("cpu",)
+SEEN_IMAGES = 10_000  # of a fit: their ids take 0.2 of the 1 MiB that decision.json may have
 
 
 def bundle_from_checkpoint(
@@ -93,15 +95,17 @@ def bundle_from_checkpoint(
 
 
 def roi_of_dataset(dataset: Dataset) -> np.ndarray | None:
-    """The mask of interest that all images of a dataset share, (H, W) bool; None when they have none in common.
+    """The mask of interest that all calibration images of a dataset share, (H, W) bool; None: no mask, or several.
+
+    The thresholds hold for it; what training and test images have does not matter.
 
     Raises:
         InputError: the mask cannot be read, or is of another size than the images.
     """
-    samples = (*dataset.train, *dataset.validation, *dataset.calibration, *dataset.test)
-    masks = {sample.roi for sample in samples}
-    shared = masks.pop() if len(masks) == 1 else None
-    return read_mask(shared, read_image(samples[0].path).shape[:2]) if shared else None
+    masks = {sample.roi for sample in dataset.calibration}
+    if not masks or None in masks or len({file_sha256(mask) for mask in masks}) > 1:
+        return None
+    return read_mask(dataset.calibration[0].roi, read_image(dataset.calibration[0].path).shape[:2])
 
 
 def _check_engine(folder: Path, checkpoint: Checkpoint) -> None:
@@ -136,7 +140,8 @@ def recalibrated_bundle(
 ) -> Bundle:
     """Fits thresholds with the engine that ships, and puts them into the bundle; on failure it stays as it was.
 
-    The statistic is that of a product: all patches of all its images (`Sample.product`).
+    The statistic is that of a product: all patches of all its images (`Sample.product`). Products of the same contents
+    count once, as copies certify nothing; `fit.duplicates` says how many were left out.
 
     Args:
         samples: images that were used neither for training nor for testing: good ones, or good and defective ones.
@@ -147,29 +152,27 @@ def recalibrated_bundle(
 
     Raises:
         InputError: no images, images that the model was made from, products without a patch in some region, a
-            defective image for `good_only`, or scores that cannot be used.
+            defective image for `good_only`, one content under two labels, or scores that cannot be used.
     """
-    bundle = bundles.read_bundle(path)
-    kept = bundle.decision or {"k": 1, "run_agreement": 0.7}
-    k = checked_k(kept["k"] if k is None else k)
-    agreement = checked_agreement(kept["run_agreement"] if run_agreement is None else run_agreement)
-    regions = bundle.regions if regions is None else regions
-    if method not in ("good_only", "labelled"):
-        raise InputError(f"the method of the fit is {method!r}; expected 'good_only' or 'labelled'")
-    if method == "labelled" and len(regions.regions) > 1:
-        raise InputError(
-            f"a labelled fit takes one region and this bundle has {', '.join(regions.names)}, as a label does not say "
-            "in which of them a defect is; fit on good images, or use one region"
-        )
-    if method == "good_only" and (defective := [sample for sample in samples if sample.defective]):
-        raise InputError(f"{defective[0].path} is defective and the fit takes good images only; use a labelled fit")
-    # What the fit would refuse after minutes of scoring.
-    checked_alpha(alpha) if method == "good_only" else checked_objective(objective, beta, precision)
-    training = bundle.manifest["provenance"].get("training")
-    seen = training.get("seen", ()) if isinstance(training, dict) else ()  # provenance is free in content
-    refuse_seen(samples, seen, purpose="thresholds")
-
-    with Inspector(path, decide=False) as inspector:
+    inspector, bundle = opened_bundle(path, decide=False)
+    with inspector:
+        kept = bundle.decision or {"k": 1, "run_agreement": 0.7}
+        k = checked_k(kept["k"] if k is None else k)
+        agreement = checked_agreement(kept["run_agreement"] if run_agreement is None else run_agreement)
+        regions = bundle.regions if regions is None else regions
+        if method not in ("good_only", "labelled"):
+            raise InputError(f"the method of the fit is {method!r}; expected 'good_only' or 'labelled'")
+        if method == "labelled" and len(regions.regions) > 1:
+            raise InputError(
+                f"a labelled fit takes one region and this bundle has {', '.join(regions.names)}, as a label does not "
+                "say in which of them a defect is; fit on good images, or use one region"
+            )
+        if method == "good_only" and (defective := [sample for sample in samples if sample.defective]):
+            raise InputError(f"{defective[0].path} is defective and the fit takes good images only; use a labelled fit")
+        # What the fit would refuse after minutes of scoring.
+        checked_alpha(alpha) if method == "good_only" else checked_objective(objective, beta, precision)
+        refuse_seen(samples, seen_ids(training_of(bundle)), purpose="thresholds")
+        samples, duplicates = _distinct_products(samples)
         products = _product_patches(inspector, bundle, samples, regions, on_progress)
         version = inspector.engine_version
     scores, indices = [product.scores for product in products], [product.regions for product in products]
@@ -191,8 +194,11 @@ def recalibrated_bundle(
         **fit.to_json(),
         **counted,
         "images": len(samples),
+        "duplicates": duplicates,
         "regions": list(regions.names),
+        "roi": _roi_of_fit(bundle, [product.sealed_roi for product in products]),
         "engine": {"target": "cpu", "precision": bundle.manifest["precision"]["chosen"]["cpu"], "version": version},
+        "seen": content_ids(samples)[:SEEN_IMAGES],
         "images_sha256": sha256_hex("\n".join(sorted(sample.sha256 for sample in samples)).encode()),
         "grd_edge": metadata.version("grd-edge"),
         "machine": platform.machine(),
@@ -207,12 +213,46 @@ def recalibrated_bundle(
     return bundles.write_decision(path, decision, of=bundle)
 
 
+def _product_key(sample: Sample) -> str:
+    return sample.product or str(sample.path)
+
+
+def _distinct_products(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
+    """The samples without those of products whose contents another product has, and how many products that leaves out.
+
+    Raises:
+        InputError: one content is both good and defective.
+    """
+    contents: dict[str, set[str]] = {}
+    labelled: dict[str, Sample] = {}
+    for sample in samples:
+        contents.setdefault(_product_key(sample), set()).add(sample.sha256)
+        other = labelled.setdefault(sample.sha256, sample)
+        if other.defective != sample.defective:
+            raise InputError(
+                f"{sample.path} ({sample.kind}) has the same content as {other.path} ({other.kind}); "
+                "remove the one with the wrong label"
+            )
+    first: dict[frozenset[str], str] = {}
+    kept = {key for key, each in contents.items() if first.setdefault(frozenset(each), key) == key}
+    return [sample for sample in samples if _product_key(sample) in kept], len(contents) - len(kept)
+
+
+def _roi_of_fit(bundle: Bundle, sealed_roi: Sequence[bool]) -> str:
+    """`roi` of a fit."""
+    return PER_IMAGE if not all(sealed_roi) else "none" if bundle.roi is None else "bundle"
+
+
 class _Product(NamedTuple):
-    """Deciding scores of all inspected patches of a product, and their regions."""
+    """Deciding scores of all inspected patches of a product, and their regions.
+
+    `sealed_roi`: whether what was of interest is what the bundle says.
+    """
 
     scores: np.ndarray
     regions: np.ndarray
     defective: bool
+    sealed_roi: bool
 
 
 def _product_patches(
@@ -226,18 +266,23 @@ def _product_patches(
     geometry, decides = bundle.manifest["geometry"], bundle.manifest["score"]["decides"]
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     of_product: dict[str, list[Sample]] = {}
+    others: set[str] = set()
+    sealed = bundle.roi
     for done, sample in enumerate(samples, start=1):
         frame = read_image(sample.path)
         h, w = frame.shape[:2]
         try:
             regions.check_frame(h, w)
-            inspection = inspector.inspect(frame, roi=read_mask(sample.roi, (h, w)) if sample.roi else None)
+            mask = read_mask(sample.roi, (h, w)) if sample.roi else None
+            inspection = inspector.inspect(frame, roi=mask)
         except InputError as error:
             raise InputError(f"{sample.path}: {error}") from error
         scaled = working_size(h, w, geometry["scale_px"])
         index = regions.of_patches(inspection.positions, geometry["patch_h"], geometry["patch_w"], *scaled)
         scores = inspection.phi if decides == "phi" else inspection.phi_local
-        key = sample.product or str(sample.path)
+        key = _product_key(sample)
+        if is_other_mask(mask, sealed):
+            others.add(key)
         found.setdefault(key, []).append((scores[index >= 0], index[index >= 0]))
         of_product.setdefault(key, []).append(sample)
         if on_progress:
@@ -251,7 +296,8 @@ def _product_patches(
                 f"{of_product[key][0].path}: the product has no inspected patch in region "
                 f"{regions.names[min(missing)]!r}, so it can have no threshold; correct the regions or the masks"
             )
-        products.append(_Product(scores, index, any(sample.defective for sample in of_product[key])))
+        defective = any(sample.defective for sample in of_product[key])
+        products.append(_Product(scores, index, defective, key not in others))
     return products
 
 

@@ -110,7 +110,7 @@ class FrameDecision(NamedTuple):
         score: k-th largest patch score (the least of fewer); with several thresholds the same of the margins. NaN if a
             patch scored NaN.
         threshold: what `score` is compared with: the one threshold, 0 with several, NaN without.
-        defective: bool array of the shape of the scores; all False while undecided.
+        defective: bool array of the shape of the scores; all False without thresholds.
     """
 
     decision: Literal["good", "defective", "undecided"]

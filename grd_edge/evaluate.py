@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from grd_edge.bundle import Bundle, read_bundle
+from grd_edge.bundle import Bundle
 from grd_edge.data.dataset import Sample, refuse_seen
 from grd_edge.data.images import read_image, read_mask
 from grd_edge.errors import BundleError, CheckpointError, InputError
@@ -30,7 +30,16 @@ from grd_edge.metrics import (
 from grd_edge.pixel_metrics import PixelQuality, PixelScores
 from grd_edge.products import ProductResult, ProductRule
 from grd_edge.regions import scaled_mask
-from grd_edge.runtime import Inspection, Inspector
+from grd_edge.runtime import Inspection
+from grd_edge.shipped import (
+    PER_IMAGE,
+    fit_of,
+    is_other_mask,
+    opened_bundle,
+    seen_ids,
+    training_of,
+    unknown_images,
+)
 
 OnImages = Callable[[int], None]
 
@@ -64,9 +73,11 @@ class Scored:
         samples, inspections: the images in order, and the results without heatmaps.
         image_scores: (N,) float32, one per image.
         products, labels: one result per product, in the order of their first images; True = defective.
+        product_of: index of each image's product.
         quality: of the heatmaps; None when they were not asked for or cannot be measured, which `notes` explain.
         pixel_images: images that `quality` was measured on.
         notes: sentences on what was left out.
+        other_masks: images whose own mask of interest is another than the inspector's.
     """
 
     samples: tuple[Sample, ...]
@@ -74,9 +85,11 @@ class Scored:
     image_scores: np.ndarray
     products: tuple[ProductResult, ...]
     labels: np.ndarray
+    product_of: tuple[int, ...]
     quality: PixelQuality | None = None
     pixel_images: int = 0
     notes: tuple[str, ...] = ()
+    other_masks: int = 0
 
     @property
     def scores(self) -> np.ndarray:
@@ -99,7 +112,13 @@ class Scored:
 
     @property
     def decided(self) -> bool:
-        return all(product.decision != "undecided" for product in self.products)
+        """Whether there are thresholds. Products with fewer patches than k are undecided all the same."""
+        return not any(np.isnan(product.threshold) for product in self.products)
+
+    @property
+    def undecided(self) -> int:
+        """Products that thresholds did not decide about, as they have fewer patches than k."""
+        return sum(product.decision == "undecided" for product in self.products) if self.decided else 0
 
 
 def scored_from_samples(
@@ -124,7 +143,7 @@ def scored_from_samples(
     samples = tuple(samples)
     pixels = pixels and any(sample.mask for sample in samples)
     maps = _Maps(roi) if pixels else None
-    found = []
+    found, others = [], 0
     for done, sample in enumerate(samples, start=1):
         frame = read_image(sample.path)
         mask = read_mask(sample.roi, frame.shape[:2]) if sample.roi else None
@@ -134,19 +153,25 @@ def scored_from_samples(
             raise InputError(f"{sample.path}: {error}") from error
         if maps:
             maps.add(sample, inspection.heatmap, frame.shape[:2], mask)
+        others += is_other_mask(mask, roi)
         found.append(replace(inspection, heatmap=None))
         if on_progress:
             on_progress(done)
     groups: dict[str, list[int]] = {}
-    for index, sample in enumerate(samples):
-        groups.setdefault((rule and sample.product) or f"/{index}", []).append(index)
+    names = [(rule and sample.product) or f"/{index}" for index, sample in enumerate(samples)]
+    for index, name in enumerate(names):
+        groups.setdefault(name, []).append(index)
+    order = {name: index for index, name in enumerate(groups)}
+    product_of = tuple(order[name] for name in names)
     products = [
         rule.product([found[i] for i in group]) if rule else _product_of_image(found[group[0]])
         for group in groups.values()
     ]
     labels = np.array([any(samples[i].defective for i in group) for group in groups.values()])
     scores = [rule.image_score(inspection) if rule else inspection.score for inspection in found]
-    scored = Scored(samples, tuple(found), np.array(scores, np.float32), tuple(products), labels)
+    scored = Scored(
+        samples, tuple(found), np.array(scores, np.float32), tuple(products), labels, product_of, other_masks=others
+    )
     return replace(scored, quality=maps.quality, pixel_images=maps.images, notes=maps.notes) if maps else scored
 
 
@@ -199,7 +224,7 @@ def metrics_from_scored(scored: Scored) -> dict[str, Any]:
     """Metrics of images, products, decisions and pixels, with 95 % intervals; null where `notes` say why.
 
     Scores are continuous; decisions count only where there are thresholds. Keys that begin with `product` are there
-    when some product has several images.
+    when some product has several images. Undecided products count as rejected.
     """
     labels, rejected, notes = scored.labels, scored.rejected, list(scored.notes)
     images = scored.image_labels
@@ -215,6 +240,11 @@ def metrics_from_scored(scored: Scored) -> dict[str, Any]:
 
     if not scored.decided:
         notes.append("the bundle has no thresholds, so there are no decisions to measure")
+    if scored.undecided:
+        notes.append(
+            f"{scored.undecided} of {len(labels)} products have fewer patches than k, so they are undecided and count "
+            "as rejected"
+        )
     measured = scored.decided and both
     result["balanced_accuracy"] = balanced_accuracy(rejected, labels) if measured else None
     result["balanced_accuracy_ci95"] = (
@@ -252,18 +282,18 @@ def _ranking(name: str, scores: np.ndarray, labels: np.ndarray, both: bool) -> d
 
 
 def _kinds(scored: Scored) -> dict[str, dict[str, Any]]:
-    """Each kind of defect against all good images: images, AUROC, escapes as decided for the images."""
-    kinds = np.array([sample.kind for sample in scored.samples])
-    good, scores = ~scored.image_labels, scored.image_scores
-    rejected = np.array([inspection.decision != "good" for inspection in scored.inspections])
+    """Each kind of defect against all good images: images, AUROC; its products, and those decided good."""
+    kinds, product_of = np.array([sample.kind for sample in scored.samples]), np.array(scored.product_of)
+    good, scores, rejected = ~scored.image_labels, scored.image_scores, scored.rejected
     table = {}
     for kind in sorted(set(kinds[~good].tolist())):
         chosen = kinds == kind
-        rows = good | chosen
+        rows, products = good | chosen, np.unique(product_of[chosen])
         table[kind] = {
             "images": int(chosen.sum()),
             "image_auroc": auroc(scores[rows], chosen[rows]) if good.any() else None,
-            "escapes": int((~rejected[chosen]).sum()) if scored.decided else None,
+            "products": len(products),
+            "escapes": int((~rejected[products]).sum()) if scored.decided else None,
         }
     return table
 
@@ -304,14 +334,16 @@ def parity_from_scored(engine: Scored, reference: Scored) -> dict[str, Any]:
 
 
 def rows_from_scored(scored: Scored) -> list[dict[str, Any]]:
-    """One row of `COLUMNS` per image."""
+    """One row of `COLUMNS` per image; `correct` is empty where an image is undecided by itself."""
     return [
         {
             "image": str(sample.path),
             "kind": sample.kind,
             "product": sample.product or "",
             "decision": inspection.decision,
-            "correct": (inspection.decision != "good") == sample.defective if scored.decided else "",
+            "correct": ""
+            if inspection.decision == "undecided"
+            else (inspection.decision != "good") == sample.defective,
             "score": inspection.score,
             "threshold": inspection.threshold,
             "patches": len(inspection.phi),
@@ -334,7 +366,7 @@ def evaluated_bundle(
     """All that is measured of a bundle on labelled images.
 
     Args:
-        samples: test images, none of them used to make the model.
+        samples: test images, none of them used to make the model or to fit its thresholds.
         against: checkpoint whose network runs in PyTorch beside the engine.
         untrained: report an untrained generator too, where PyTorch is installed.
         bar: gives the progress callback of the pass with this name.
@@ -343,21 +375,23 @@ def evaluated_bundle(
         What `metrics_from_scored`, `gain_from_scored` and `parity_from_scored` say, and the engine's results.
 
     Raises:
-        InputError: images that the model was made from, or that do not fit; BundleError, CheckpointError, EngineError.
+        InputError: images that model or thresholds were made from, or that do not fit.
+        BundleError, CheckpointError, EngineError: see `opened_bundle` and `reference_inspector`.
     """
-    bundle = read_bundle(path)
-    training = bundle.manifest["provenance"].get("training", {})
-    refuse_seen(samples, training.get("seen", ()), purpose="metrics")
-    rule, options = ProductRule.of_bundle(bundle), {"pixels": True, "roi": bundle.roi}
-    reference = reference_inspector(bundle, against) if against else None
-    baseline = None
-    if untrained:
-        with contextlib.suppress(ImportError):
-            importlib.import_module("torch")
-            baseline = untrained_inspector(bundle)
-    with Inspector(path) as inspector:
+    inspector, bundle = opened_bundle(path)
+    with inspector:
+        refuse_seen(samples, seen_ids(training_of(bundle)), purpose="metrics")
+        refuse_seen(samples, seen_ids(fit_of(bundle)), purpose="metrics", used="to fit these thresholds")
+        rule, options = ProductRule.of_bundle(bundle), {"pixels": True, "roi": bundle.roi}
+        reference = reference_inspector(bundle, against) if against else None
+        baseline = None
+        if untrained:
+            with contextlib.suppress(ImportError):
+                importlib.import_module("torch")
+                baseline = untrained_inspector(bundle)
         scored = scored_from_samples(inspector, samples, rule=rule, on_progress=bar("engine"), **options)
     result = metrics_from_scored(scored)
+    result["notes"] += [*_mask_notes(bundle, scored), *unknown_images(bundle)]
     if reference:
         expected = scored_from_samples(reference, samples, rule=rule, on_progress=bar("reference"))
         both = result["image_auroc"] is not None
@@ -370,6 +404,24 @@ def evaluated_bundle(
         beside = scored_from_samples(baseline, samples, rule=undecided, on_progress=bar("untrained"), **options)
         result |= gain_from_scored(scored, beside)
     return result, scored
+
+
+def _mask_notes(bundle: Bundle, scored: Scored) -> list[str]:
+    """Where images were measured under another mask of interest than the line's, or than that of the thresholds."""
+    notes = []
+    if scored.other_masks:
+        own = "the whole frame" if bundle.roi is None else "the bundle's"
+        notes.append(
+            f"{_have(scored.other_masks)} a mask of interest that the bundle does not hold; the line uses {own}"
+        )
+    bare = sum(sample.roi is None for sample in scored.samples)
+    if bare and fit_of(bundle).get("roi") == PER_IMAGE:
+        notes.append(f"{_have(bare)} no mask of interest, but the thresholds were fitted under one per image")
+    return notes
+
+
+def _have(images: int) -> str:
+    return "1 image has" if images == 1 else f"{images} images have"
 
 
 def reference_inspector(bundle: Bundle, checkpoint: Path) -> FrameInspector:

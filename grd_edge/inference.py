@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from grd_edge.bundle import read_bundle
 from grd_edge.data.images import image_files, listing, read_image, read_mask
 from grd_edge.errors import EngineError, InputError
 from grd_edge.files import sha256_hex
 from grd_edge.products import ProductRule
 from grd_edge.results import Format, ResultFile, path_text
 from grd_edge.runtime import Inspection, Inspector
+from grd_edge.shipped import PER_IMAGE, fit_of, opened_bundle
 
 COLUMNS = (
     "level",  # image, product or run
@@ -105,11 +105,17 @@ def inspected_images(
 
     Raises:
         BundleError, EngineError, MissingExtraError: nothing can be inspected.
-        InputError: a pattern that does not fit the paths, or files that cannot be written; rows written before stay.
+        InputError: thresholds that were fitted under masks that neither bundle nor options have, a pattern that does
+            not fit the paths, or files that cannot be written; rows written before stay.
     """
     with ExitStack() as stack:
-        inspector = stack.enter_context(Inspector(path, threads=options.threads, precision=options.precision))
-        bundle = read_bundle(path)
+        inspector, bundle = opened_bundle(path, threads=options.threads, precision=options.precision)
+        stack.enter_context(inspector)
+        if options.roi is None and fit_of(bundle).get("roi") == PER_IMAGE:
+            raise InputError(
+                f"the thresholds of {path} were fitted under a mask of interest per image, which the bundle does not "
+                "hold; give the mask of these images with --roi, or fit new thresholds with: grd-edge recalibrate"
+            )
         rule, geometry = ProductRule.of_bundle(bundle), bundle.manifest["geometry"]
         seal = (bundle.decision or bundle.manifest)["seal"][:12]
         groups = _Groups(files, options, rule)

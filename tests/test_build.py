@@ -8,11 +8,13 @@ import hashlib
 import numpy as np
 import pytest
 
-from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle, roi_of_dataset
-from grd_edge.bundle import MODEL, read_bundle, write_bundle, write_decision
-from grd_edge.data.dataset import Dataset, Sample
+from grd_edge.build import SEEN_IMAGES, bundle_from_checkpoint, recalibrated_bundle, roi_of_dataset
+from grd_edge.bundle import MAX_JSON_BYTES, MODEL, read_bundle, write_bundle, write_decision
+from grd_edge.data.dataset import Dataset, Sample, content_ids
 from grd_edge.decide import product_score
 from grd_edge.errors import InputError
+from grd_edge.evaluate import evaluated_bundle
+from grd_edge.inference import InferOptions, inspected_images
 from grd_edge.regions import Region, Regions
 from grd_edge.runtime import Inspector
 from grd_edge.thresholds import fit_good_only
@@ -126,8 +128,14 @@ def test_masks_of_samples_and_of_the_bundle(tiny_checkpoint, tmp_path):
     dataset = Dataset("d", tuple(masked[:2]), tuple(masked[2:4]), (masked[4],))
     shared = roi_of_dataset(dataset)
     assert np.array_equal(shared, roi != 0)
-    assert roi_of_dataset(Dataset("d", tuple(plain[:2]), tuple(masked[2:4]), ())) is None
-    assert roi_of_dataset(Dataset("d", tuple(plain[:2]), tuple(plain[2:4]), ())) is None
+    # Only the calibration images matter, and their masks' contents.
+    np.save(tmp_path / "again.npy", roi)
+    np.save(tmp_path / "other.npy", roi.T.reshape(40, 72))
+    again, other = (dataclasses.replace(masked[3], roi=tmp_path / f"{name}.npy") for name in ("again", "other"))
+    assert np.array_equal(roi_of_dataset(Dataset("d", tuple(plain[:2]), (masked[2], again), (other,))), roi != 0)
+    assert roi_of_dataset(Dataset("d", tuple(masked[:2]), (masked[2], other), ())) is None
+    assert roi_of_dataset(Dataset("d", tuple(masked[:2]), (masked[2], plain[3]), ())) is None
+    assert roi_of_dataset(Dataset("d", tuple(masked[:2]), tuple(plain[2:4]), (masked[4],))) is None
     sealed = bundle_from_checkpoint(tiny_checkpoint, path, roi=shared)
     assert np.array_equal(sealed.roi != 0, roi != 0) and sealed.seal != bundle.seal
     assert recalibrated_bundle(path, plain).thresholds == by_sample
@@ -240,3 +248,88 @@ def test_a_network_that_yields_nan_makes_no_part_good(tiny_bundle, tiny_checkpoi
 
 def _areas(regions):
     return [{"name": r.name, "threshold": 2.5, "areas": [list(area) for area in r.areas]} for r in regions.regions]
+
+
+def test_a_fit_names_its_images_and_they_are_not_evaluated(tiny_bundle, tmp_path):
+    good, bad = make_samples(tmp_path / "good", 4), make_samples(tmp_path / "hole", 3, kind="hole")
+    fit = recalibrated_bundle(tiny_bundle, [*good, *bad], method="labelled").decision["fit"]
+    assert fit["seen"] == content_ids([*good, *bad]) and len(fit["seen"]) == fit["images"] == 7
+    with pytest.raises(InputError, match=r"hole0_1.npy was used to fit these thresholds, so metrics"):
+        evaluated_bundle(tiny_bundle, [bad[1]], untrained=False)
+    others = make_samples(tmp_path / "good", 2, seed=1)
+    assert evaluated_bundle(tiny_bundle, others, untrained=False)[0]["images"] == 2
+
+
+def test_as_many_ids_as_a_fit_holds_fit_into_a_decision(tiny_bundle):
+    """Beside the largest regions there are."""
+    areas = [[12345, 12345, 12345, 12345]] * 64
+    regions = [{"name": f"{i:064d}", "threshold": 0.12345677614212036, "areas": areas} for i in range(1, 65)]
+    fit = {"seen": [f"{i:012x}" for i in range(SEEN_IMAGES)], "regions": [region["name"] for region in regions]}
+    decision = {"frame_px": [60000, 60000], "regions": regions, "k": 1, "run_agreement": 0.7, "fit": fit}
+    assert len(write_decision(tiny_bundle, decision).decision["fit"]["seen"]) == SEEN_IMAGES
+    assert (tiny_bundle / "decision.json").stat().st_size < MAX_JSON_BYTES
+    with Inspector(tiny_bundle) as inspector:
+        assert inspector.info.region_count == 64
+
+
+def copies_of(samples, folder, **changes):
+    folder.mkdir()
+    paths = [folder / f"copy_{sample.path.name}" for sample in samples]
+    for path, sample in zip(paths, samples, strict=True):
+        path.write_bytes(sample.path.read_bytes())
+    return [dataclasses.replace(sample, path=path, **changes) for path, sample in zip(paths, samples, strict=True)]
+
+
+def test_copies_count_once(tiny_bundle, tmp_path):
+    samples = make_samples(tmp_path / "good", 3)
+    alone = recalibrated_bundle(tiny_bundle, samples, alpha=0.2).decision["fit"]
+    assert (alone["n"], alone["duplicates"], alone["certified"], alone["images"]) == (3, 0, False, 3)
+    copies = [copy for i in range(4) for copy in copies_of(samples, tmp_path / str(i))]
+    for again in ([*samples, *copies], [*copies[:3], *samples]):
+        fit = recalibrated_bundle(tiny_bundle, again, alpha=0.2).decision["fit"]
+        assert {**fit, "fitted": ""} == {**alone, "duplicates": len(again) - 3, "fitted": ""}
+
+
+def test_copies_of_products_of_several_images_count_once(tiny_bundle, tmp_path):
+    samples = make_samples(tmp_path / "good", 6, product=lambda i: f"good/{i // 2}")
+    same = copies_of(samples[:2], tmp_path / "same", product="good/same")
+    part = copies_of(samples[2:3], tmp_path / "part", product="good/part")  # half of a product is another product
+    fit = recalibrated_bundle(tiny_bundle, [*samples, *same, *part], k=2).decision["fit"]
+    assert (fit["n"], fit["duplicates"], fit["images"]) == (4, 1, 7)
+
+
+def test_one_content_under_two_labels_is_refused(tiny_bundle, tmp_path):
+    good, bad = make_samples(tmp_path / "good", 3), make_samples(tmp_path / "hole", 2, kind="hole")
+    wrong = copies_of(good[1:2], tmp_path / "wrong", kind="hole")
+    with pytest.raises(InputError, match=r"copy_good0_1.npy \(hole\) has the same content as .*good0_1.npy \(good\)"):
+        recalibrated_bundle(tiny_bundle, [*good, *bad, *wrong], method="labelled")
+
+
+def test_thresholds_of_masks_that_the_line_lacks_are_not_used_without_one(tiny_checkpoint, tmp_path):
+    roi = np.zeros((40, 72), np.uint8)
+    roi[5:30, 3:20] = 255
+    np.save(tmp_path / "roi.npy", roi)
+    path = tmp_path / "b.grdb"
+    bundle_from_checkpoint(tiny_checkpoint, path)
+    plain, tests = make_samples(tmp_path / "good", 4), make_samples(tmp_path / "good", 3, seed=1)
+    masked = [dataclasses.replace(sample, roi=tmp_path / "roi.npy") for sample in plain]
+    tests[1:] = [dataclasses.replace(sample, roi=tmp_path / "roi.npy") for sample in tests[1:]]
+    files = [sample.path for sample in tests]
+    assert recalibrated_bundle(path, plain).decision["fit"]["roi"] == "none"
+    assert list(inspected_images(path, files, InferOptions()))
+    for samples in (masked, [masked[0], *plain[1:]]):
+        assert recalibrated_bundle(path, samples).decision["fit"]["roi"] == "per image"
+        with pytest.raises(InputError, match=r"a mask of interest per image, .* with --roi, or fit new"):
+            list(inspected_images(path, files, InferOptions(output=tmp_path / "out")))
+        assert not (tmp_path / "out").exists()
+        assert len(list(inspected_images(path, files, InferOptions(roi=tmp_path / "roi.npy")))) == 3
+    notes = evaluated_bundle(path, tests, untrained=False)[0]["notes"]
+    assert "2 images have a mask of interest that the bundle does not hold; the line uses the whole frame" in notes
+    assert "1 image has no mask of interest, but the thresholds were fitted under one per image" in notes
+    bundle_from_checkpoint(tiny_checkpoint, path, roi=roi)
+    for samples in (masked, plain):
+        assert recalibrated_bundle(path, samples).decision["fit"]["roi"] == "bundle"
+        assert not any("mask of interest" in n for n in evaluated_bundle(path, tests, untrained=False)[0]["notes"])
+    np.save(tmp_path / "roi.npy", 255 - roi)
+    notes = evaluated_bundle(path, tests, untrained=False)[0]["notes"]
+    assert "2 images have a mask of interest that the bundle does not hold; the line uses the bundle's" in notes

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from grd_edge import bundle as bundles
 from grd_edge.bundle import read_bundle, write_decision
 from grd_edge.checkpoint import write_checkpoint
 from grd_edge.cli.common import plain
@@ -91,8 +92,6 @@ def test_rows_hold_every_image(evaluated):
 
 
 def test_images_that_the_model_was_made_from_are_refused(tiny_bundle, masked):
-    from grd_edge import bundle as bundles
-
     samples = dataset_from_folder(masked).test
     opened = read_bundle(tiny_bundle)
     manifest = {key: value for key, value in opened.manifest.items() if key not in ("schema", "files", "seal")}
@@ -233,3 +232,46 @@ def test_a_mask_of_interest_hides_pixels_outside(tiny_checkpoint, masked, tmp_pa
     assert scored.quality == own.quality and (scored.scores == own.scores).all()
     whole = scored_from_samples(TorchInspector(tiny_checkpoint), dataset_from_folder(masked).test, pixels=True)
     assert (scored.scores != whole.scores).any()
+
+
+@pytest.mark.parametrize("training", ["by hand", ["a"], None])
+def test_provenance_that_says_nothing_does_not_stop_the_evaluation(tiny_bundle, parts, training):
+    opened = read_bundle(tiny_bundle)
+    manifest = {key: value for key, value in opened.manifest.items() if key not in ("schema", "files", "seal")}
+    manifest["provenance"] = {**manifest["provenance"], "training": training}
+    bundles.write_bundle(tiny_bundle, manifest, opened.files)
+    samples = dataset_from_folder(parts).test[:2]
+    assert evaluated_bundle(tiny_bundle, samples, untrained=False)[0]["images"] == 2
+
+
+def with_threshold(path: Path, threshold: float, k: int) -> None:
+    regions = [{"name": "frame", "threshold": threshold}]
+    write_decision(path, {"regions": regions, "k": k, "run_agreement": 0.7, "fit": {"method": "test"}})
+
+
+@pytest.mark.parametrize(("threshold", "escapes"), [(2.0, 3), (0.0, 0)])
+def test_escapes_are_products_where_no_image_decides_by_itself(tiny_bundle, parts, threshold, escapes):
+    with_threshold(tiny_bundle, threshold, k=10)  # an image has 9 patches, a product 36
+    result, scored = evaluated_bundle(tiny_bundle, grouped(parts), untrained=False)
+    assert {inspection.decision for inspection in scored.inspections} == {"undecided"}
+    assert result["kinds"]["spot"] | {"image_auroc": None} == {
+        "images": 12,
+        "image_auroc": None,
+        "products": 3,
+        "escapes": escapes,
+    }
+    assert result["escape_rate"] == escapes / 3 and result["false_reject_rate"] == (escapes == 0)
+    assert {row["correct"] for row in rows_from_scored(scored)} == {""}
+    assert not any("undecided" in note or "no thresholds" in note for note in result["notes"])
+
+
+def test_a_product_with_fewer_patches_than_k_counts_as_rejected(tiny_bundle, parts):
+    samples = grouped(parts)
+    samples[0] = replace(samples[0], product=f"{samples[0].kind}/alone")
+    samples[-1] = replace(samples[-1], product=f"{samples[-1].kind}/alone")
+    with_threshold(tiny_bundle, 2.0, k=10)
+    result = evaluated_bundle(tiny_bundle, samples, untrained=False)[0]
+    assert (result["products"], result["false_reject_rate"], result["escape_rate"]) == (8, 0.25, 0.75)
+    assert result["balanced_accuracy"] == 0.5 and result["kinds"]["spot"]["escapes"] == 3
+    assert "2 of 8 products have fewer patches than k, so they are undecided and count as rejected" in result["notes"]
+    assert not any("no thresholds" in note for note in result["notes"])

@@ -92,7 +92,8 @@ def _shown(result: dict[str, Any]) -> dict[str, Any]:
     kinds, notes = rows.pop("kinds"), rows.pop("notes")
     for kind, found in kinds.items():
         rows[f"  {kind}"] = (
-            f"{found['images']} images, AUROC {cell(found['image_auroc'])}, escapes {cell(found['escapes'])}"
+            f"{found['images']} images, AUROC {cell(found['image_auroc'])}, "
+            f"escapes {cell(found['escapes'])} of {found['products']} products"
         )
     rows |= {f"note {index}": note for index, note in enumerate(notes, start=1)}
     return {name: cell(value) for name, value in rows.items()}

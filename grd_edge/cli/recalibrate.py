@@ -39,6 +39,7 @@ def recalibrate(
     from grd_edge.build import recalibrated_bundle
     from grd_edge.data.dataset import samples_from_folder
     from grd_edge.data.layout import regions_from_file
+    from grd_edge.shipped import unknown_images
 
     if (good is None) == (labelled is None):
         raise typer.BadParameter("give exactly one of --good and --labelled")
@@ -59,7 +60,12 @@ def recalibrate(
             on_progress=ImageBar(bar, "images", len(samples)),
         )
     decision = result.decision
-    fit = decision["fit"]
+    fit = {key: value for key, value in decision["fit"].items() if key != "seen"}
+    copies = fit["duplicates"]
+    counted = "1 product has" if copies == 1 else f"{copies} products have"
+    dropped = [f"{counted} the contents of another, which counts once"] if copies else []
+    for note in (*dropped, *unknown_images(result)):
+        err.print(f"grd-edge: {note}")
     if fit.get("certified") is False:
         err.print(
             f"grd-edge: alpha {alpha:g} is not certified by {fit['n']} products, which reach "

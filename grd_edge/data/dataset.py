@@ -90,18 +90,21 @@ def content_ids(samples: Iterable[Sample]) -> list[str]:
     return sorted({sample.sha256[:12] for sample in samples})
 
 
-def refuse_seen(samples: Iterable[Sample], ids: Iterable[str], *, purpose: str) -> None:
-    """Raises InputError when a sample's content is among `ids` of images that a model was made from.
+def refuse_seen(
+    samples: Iterable[Sample], ids: Iterable[str], *, purpose: str, used: str = "to make this model"
+) -> None:
+    """Raises InputError when a sample's content is among `ids` of images that were used before.
 
     Args:
-        ids: of `content_ids`, as a checkpoint's or bundle's provenance holds them (`seen`).
+        ids: of `content_ids`, as a checkpoint's or bundle's provenance holds them (`seen`), or a fit of thresholds.
         purpose: what the samples were meant for, as the middle of a sentence ("thresholds").
+        used: what the images of `ids` were used for.
     """
     known = set(ids)
     for sample in samples:
         if sample.sha256[:12] in known:
             raise InputError(
-                f"{sample.path} was used to make this model, so {purpose} measured on it would mean nothing; "
+                f"{sample.path} was used {used}, so {purpose} measured on it would mean nothing; "
                 "give images that were not used before"
             )
 

@@ -113,6 +113,13 @@ def test_recalibrate_changes_thresholds_and_nothing_else(trained, parts, tmp_pat
     assert (bundle / "bundle.json").read_bytes() == before
     done = run("recalibrate", bundle, "--good", parts / "test" / "good", "--alpha", 0.01)
     assert "not certified" in done.stderr and "99" in done.stderr
+    shutil.copytree(parts / "test" / "good", tmp_path / "twice")
+    shutil.copy(parts / "test" / "good" / "003.png", tmp_path / "twice" / "copy.png")
+    done = run("recalibrate", bundle, "--good", tmp_path / "twice", "--json")
+    fit = json.loads(done.stdout)
+    assert (fit["n"], fit["duplicates"]) == (12, 1) and "seen" not in fit
+    assert "1 product has the contents of another" in done.stderr
+    refused("eval", bundle, "--data", parts, "--no-untrained")
 
 
 @pytest.mark.slow
