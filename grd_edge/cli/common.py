@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from grd_edge.errors import GrdError, InputError, MissingExtraError
+from grd_edge.errors import GrdError, InputError, MissingExtraError, StoppedError
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -112,7 +112,7 @@ def each_category(
 ):
     """Lets a verb run over the categories of a benchmark root, and end with a table of what it would have printed.
 
-    A category that fails does not stop the others; its sentence comes at the end.
+    A category that fails does not stop the others; its sentence comes at the end. Asking to stop ends the loop.
 
     Args:
         inputs, outputs: parameter -> suffix. For a root they name a folder with a file <category><suffix> each.
@@ -141,7 +141,7 @@ def each_category(
                 token = _category.set(row)
                 try:
                     verb(**{**arguments, **narrowed(folder), **own})
-                except MissingExtraError:
+                except (MissingExtraError, StoppedError):
                     raise
                 except GrdError as error:
                     failed[name] = str(error)
