@@ -112,7 +112,8 @@ def each_category(
 ):
     """Lets a verb run over the categories of a benchmark root, and end with a table of what it would have printed.
 
-    A category that fails does not stop the others; its sentence comes at the end. Asking to stop ends the loop.
+    A category that fails does not stop the others; its sentence comes at the end, with the largest exit code. Asking to
+    stop ends the loop.
 
     Args:
         inputs, outputs: parameter -> suffix. For a root they name a folder with a file <category><suffix> each.
@@ -132,7 +133,7 @@ def each_category(
                 return verb(**arguments)
             homes = _folders_of_categories(place, folders, arguments, inputs or {}, outputs or {}, defaults)
             rows: dict[str, dict[str, Any]] = {}
-            failed: dict[str, str] = {}
+            failed: dict[str, GrdError] = {}
             for index, folder in enumerate(folders, start=1):
                 name = folder.name
                 err.print(f"{name} ({index} of {len(folders)})")
@@ -144,7 +145,7 @@ def each_category(
                 except (MissingExtraError, StoppedError):
                     raise
                 except GrdError as error:
-                    failed[name] = str(error)
+                    failed[name] = error
                 finally:
                     _category.reset(token)
                 if row:
@@ -152,8 +153,10 @@ def each_category(
             if rows or failed:  # else another process of the same run reports
                 _print_categories(rows, failed, columns, json_=arguments["json_"])
             if failed:
-                sentences = "; ".join(f"{name}: {sentence}" for name, sentence in failed.items())
-                raise InputError(f"{len(failed)} of {len(folders)} categories failed: {sentences}")
+                sentences = "; ".join(f"{name}: {error}" for name, error in failed.items())
+                summary = InputError(f"{len(failed)} of {len(folders)} categories failed: {sentences}")
+                summary.exit_code = max(error.exit_code for error in failed.values())
+                raise summary
 
         return looped
 
@@ -198,7 +201,8 @@ def _print_categories(rows, failed, columns: Sequence[str], *, json_: bool) -> N
         if values and all(isinstance(value, float) and math.isfinite(value) for value in values)
     }
     if json_:
-        typer.echo(json.dumps(plain({"categories": rows, "mean": mean, "failed": failed}), allow_nan=False))
+        sentences = {name: str(error) for name, error in failed.items()}
+        typer.echo(json.dumps(plain({"categories": rows, "mean": mean, "failed": sentences}), allow_nan=False))
         return
     table = Table("category", *(column.replace("_", " ") for column in columns))
     for name, row in [*rows.items(), *([("mean", mean)] if mean else [])]:
