@@ -20,8 +20,9 @@ from rich.table import Table
 
 from grd_edge.errors import GrdError, InputError, MissingExtraError, StoppedError
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Names and paths of users are text, whatever brackets and colons they hold.
+out = Console(highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Data = Annotated[
@@ -229,11 +230,11 @@ def cell(value: Any) -> str:
 def progress(*, visible: bool = True) -> Iterator[Progress]:
     """Progress bar on stderr; the task's `note` field is shown at its end."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=err, disable=not visible) as bar:
         yield bar
