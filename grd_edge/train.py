@@ -25,7 +25,7 @@ from grd_edge.data.check import check_dataset
 from grd_edge.data.dataset import Dataset, content_ids
 from grd_edge.data.frames import BatchLoader, FrameStore, grid_from_config
 from grd_edge.data.manifest import write_manifest
-from grd_edge.errors import CheckpointError, InputError, StoppedError
+from grd_edge.errors import CheckpointError, GrdError, InputError, StoppedError
 from grd_edge.heap import keep_heap
 from grd_edge.models.generator import Generator
 from grd_edge.processes import fabric_from_config, on_first_process
@@ -316,6 +316,15 @@ def train_run(
         on_first_process(fabric, opened)
         run = stack.enter_context(_run(dataset, config, fabric, folder, watch))
 
+        def prepared() -> dict[str, Any] | None:
+            course = resumed()
+            if not (course and course["finished"]):
+                write_manifest(folder.path / "manifest.json", dataset)
+                folder.start_log(config, course["step"] if course else 0)
+                if not folder.has_board:
+                    watch.note("tensorboard is not installed, so log.csv is the only log; pip install 'grd-edge[logs]'")
+            return course
+
         def resumed() -> dict[str, Any] | None:
             found = folder.read_last() if resume else None
             if found is None:
@@ -330,24 +339,24 @@ def train_run(
             run.resume(tensors, about)
             return about["course"]
 
-        course = on_first_process(fabric, resumed)
+        course = on_first_process(fabric, prepared)
         if course:
             run.course = _Course(**course)
             run.state.share()
-        if folder and not (course and run.course.finished):
-            write_manifest(folder.path / "manifest.json", dataset)
-            folder.start_log(config, run.course.step if course else 0)
-            if not folder.has_board:
-                watch.note("tensorboard is not installed, so log.csv is the only log; pip install 'grd-edge[logs]'")
-        if not course:
-            run.start()
         if folder and course and run.course.finished:
             watch.note(f"the run is complete: {run.course.step} of {run.course.steps} steps; nothing is trained")
         try:
+            if not course:
+                run.start()
             with _asking(run):
                 run.go_on()
         except StoppedError as error:
             raise StoppedError(f"{error}; {run_folder_of(output)} is saved, go on with --resume") from error
+        except (GrdError, OSError) as error:
+            if fabric.world_size == 1:
+                raise
+            # This process alone knows, the others are in the middle of a step: they end, and nothing is run after it.
+            raise StoppedError(f"{error}; the training ended in all processes") from error
         except RuntimeError as error:
             if fabric.world_size == 1 or not any(name in str(error) for name in ("gloo", "NCCL")):
                 raise

@@ -137,7 +137,8 @@ def each_category(
             failed: dict[str, GrdError] = {}
             for index, folder in enumerate(folders, start=1):
                 name = folder.name
-                err.print(f"{name} ({index} of {len(folders)})")
+                if is_first_process():
+                    err.print(f"{name} ({index} of {len(folders)})")
                 own = {parameter: home / f"{name}{suffix}" for parameter, (home, suffix) in homes.items()}
                 row: dict[str, Any] = {}
                 token = _category.set(row)
@@ -151,7 +152,7 @@ def each_category(
                     _category.reset(token)
                 if row:
                     rows[name] = row
-            if rows or failed:  # else another process of the same run reports
+            if is_first_process():
                 _print_categories(rows, failed, columns, json_=arguments["json_"])
             if failed:
                 sentences = "; ".join(f"{name}: {error}" for name, error in failed.items())
