@@ -49,6 +49,20 @@ def run_folder_of(checkpoint: Path) -> Path:
     return Path(checkpoint).with_suffix(".run")
 
 
+def check_output(output: Path) -> None:
+    """Raises InputError where no checkpoint can be written, before hours of training tell: `output` is a folder, or is
+    its own run folder."""
+    if output.is_dir():
+        raise InputError(
+            f"{output} is a folder, and the output is one file; give a name such as {output}/part.safetensors"
+        )
+    if run_folder_of(output) == output:
+        raise InputError(
+            f"{output} is the name of a run folder; give the checkpoint another name, such as "
+            f"{output.with_suffix('.safetensors')}"
+        )
+
+
 class RunFolder:
     """Owns `path` until `close`, or until the process ends in whatever way.
 

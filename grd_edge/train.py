@@ -29,7 +29,7 @@ from grd_edge.errors import CheckpointError, GrdError, InputError, StoppedError
 from grd_edge.heap import keep_heap
 from grd_edge.models.generator import Generator
 from grd_edge.processes import fabric_from_config, on_first_process
-from grd_edge.run_folder import PREVIEWS, RunFolder, difference, run_folder_of
+from grd_edge.run_folder import PREVIEWS, RunFolder, check_output, difference, run_folder_of
 from grd_edge.training_state import TrainingState, learning_rate
 from grd_edge.validation import Quality, Validator
 
@@ -292,11 +292,13 @@ def train_run(
         The checkpoint that `output` holds now; None on every process but the first.
 
     Raises:
-        InputError: a run is there and neither `resume` nor `overwrite` is given; another process is at it.
+        InputError: a run or a checkpoint is there and neither `resume` nor `overwrite` is given; another process is at
+            it; `output` is a folder.
         CheckpointError: the run belongs to other settings, images or number of processes.
         StoppedError: Ctrl-C or SIGTERM; the state is saved.
     """
     output = Path(output)
+    check_output(output)
     check_dataset(dataset, config)  # before an earlier run is touched
     fabric = fabric_from_config(config)
     with contextlib.ExitStack() as stack:

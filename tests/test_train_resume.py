@@ -234,6 +234,16 @@ def test_a_run_is_not_overwritten_by_accident(trainer, arguments, finished, tmp_
     assert _rows(tmp_path / "again.run") == 3
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(trainer, arguments, tmp_path):
+    (tmp_path / "folder").mkdir()
+    nothing = ["--data", tmp_path / "no", *arguments[2:]]
+    said = _sentence(trainer.run(*nothing, "-o", tmp_path / "folder", code=1))
+    assert "folder is a folder" in said and "folder/part.safetensors" in said
+    said = _sentence(trainer.run(*nothing, "-o", tmp_path / "x.run", "--overwrite", code=1))
+    assert "x.run is the name of a run folder" in said and "x.safetensors" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_resume_without_a_run_starts_and_says_so(trainer, arguments, tmp_path):
     said = trainer.run(*arguments, "--steps", 2, "-o", tmp_path / "new.safetensors", "--resume")
     assert "starts from its first step" in said

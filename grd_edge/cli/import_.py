@@ -50,9 +50,11 @@ def grdnet(
     """
     from grd_edge.checkpoint import write_checkpoint
     from grd_edge.importers.grdnet import checkpoint_from_grdnet
+    from grd_edge.run_folder import check_output
 
     if output.resolve() == source.resolve():
         raise InputError(f"{output} is the file to import and would be overwritten; name another with --output")
+    check_output(output)
     checkpoint = checkpoint_from_grdnet(
         source, config_path=config_file, patch=_patch(patch) if patch else None, overrides=settings or ()
     )

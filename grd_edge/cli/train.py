@@ -45,10 +45,12 @@ def train(
 ) -> None:
     """Train the generator on good images; for a benchmark root one for each category, into the folder OUTPUT."""
     from grd_edge.config import load_config
+    from grd_edge.run_folder import check_output
     from grd_edge.train import Watcher, train_run
 
     if resume and overwrite:
         raise typer.BadParameter("--resume goes on with a run and --overwrite drops it; give one of them")
+    check_output(output)
     overrides = list(settings or ())
     if steps is not None or train_seconds is not None:
         overrides += [f"train.steps={steps or 'null'}", f"train.seconds={train_seconds or 'null'}"]

@@ -440,6 +440,8 @@ def test_the_command_line_refuses_in_one_sentence_and_keeps_what_was_there(grd_e
     assert grd_edge("import", "grdnet", saved(payload(TINY)), "--patch", "wide")[0] == 2
     code, _, err = grd_edge("import", "grdnet", saved(payload(TINY)), "-o", saved(payload(TINY)))
     assert code == 1 and "would be overwritten" in err
+    code, _, err = grd_edge("import", "grdnet", saved(payload(TINY)), "-o", tmp_path)
+    assert code == 1 and "is a folder" in err
     (tmp_path / "file").write_text("x")
     code, _, err = grd_edge("import", "grdnet", saved(payload(TINY)), "-o", tmp_path / "file" / "c.safetensors")
     assert code == 1 and "cannot be written" in err
