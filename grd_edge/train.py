@@ -306,7 +306,14 @@ def train_run(
 
         def opened() -> None:
             nonlocal folder
-            folder = stack.enter_context(RunFolder(run_folder_of(output)))
+            path = run_folder_of(output)
+            # A run that can go on owns its output; any other checkpoint there was made or put there by somebody.
+            if output.exists() and not overwrite and not (path / "last.safetensors").exists():
+                nothing = f", and {path} holds nothing to resume" if resume else ""
+                raise InputError(
+                    f"{output} is there already{nothing}; replace it with --overwrite, or choose another --output"
+                )
+            folder = stack.enter_context(RunFolder(path))
             if folder.last.exists() and not (resume or overwrite):
                 raise InputError(
                     f"{folder.path} holds a run; go on with --resume, start anew with --overwrite, "

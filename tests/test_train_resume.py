@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,6 +233,19 @@ def test_a_run_is_not_overwritten_by_accident(trainer, arguments, finished, tmp_
     assert read_checkpoint(output).provenance["steps"] == 3
     assert opened(tmp_path / "again.run", output) == 3
     assert _rows(tmp_path / "again.run") == 3
+
+
+def test_a_checkpoint_without_a_run_is_not_replaced_by_accident(trainer, arguments, finished, tmp_path):
+    output = tmp_path / "imported.safetensors"
+    shutil.copy(finished, output)
+    for extra in ((), ("--resume",)):
+        said = _sentence(trainer.run(*arguments, "--steps", 2, "-o", output, *extra, code=1))
+        assert "imported.safetensors is there already" in said and "--overwrite" in said
+        assert ("holds nothing to resume" in said) == bool(extra)
+        assert output.read_bytes() == finished.read_bytes()
+        assert [path.name for path in tmp_path.iterdir()] == ["imported.safetensors"]
+    trainer.run(*arguments, "--steps", 2, "-o", output, "--overwrite")
+    assert read_checkpoint(output).provenance["steps"] == 2
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(trainer, arguments, tmp_path):

@@ -36,7 +36,9 @@ def train(
     train_seconds: Annotated[float | None, typer.Option(min=1, help="Time budget; instead of --steps.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps; instead of a time budget.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run was saved.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where there is a run.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew where there is a run or a checkpoint.")
+    ] = False,
     precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
     accelerator: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Processes on this machine.")] = None,
