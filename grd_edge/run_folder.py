@@ -110,7 +110,10 @@ class RunFolder:
             for left in self.path.glob(".*.safetensors.*"):  # temporary files of a run that was killed
                 left.unlink(missing_ok=True)
         except OSError as error:
-            raise write_error(self.path, error) from error
+            raise InputError(
+                f"the earlier run in {self.path} was removed in part only ({error.strerror}) and cannot be resumed; "
+                "make the folder writable or choose another --output, the checkpoint beside it is unchanged"
+            ) from error
 
     # ------------------------------------------------------------ checkpoints
 

@@ -258,6 +258,24 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(tra
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_run_that_is_removed_in_part_is_not_said_to_be_unchanged(tmp_path, monkeypatch):
+    from grd_edge.errors import InputError
+    from grd_edge.run_folder import RunFolder
+
+    def refusing(self, missing_ok=False):
+        if self.name == "log.csv":
+            raise PermissionError(13, "Permission denied", str(self))
+        os.unlink(self)
+
+    with RunFolder(tmp_path / "part.run") as folder:
+        for name in ("last.safetensors", "best.safetensors", "log.csv"):
+            (folder.path / name).write_text("x")
+        monkeypatch.setattr(Path, "unlink", refusing)
+        with pytest.raises(InputError, match=r"removed in part only \(Permission denied\) and cannot be resumed"):
+            folder.clear()
+        assert not folder.last.exists()
+
+
 def test_resume_without_a_run_starts_and_says_so(trainer, arguments, tmp_path):
     said = trainer.run(*arguments, "--steps", 2, "-o", tmp_path / "new.safetensors", "--resume")
     assert "starts from its first step" in said
