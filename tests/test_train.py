@@ -9,7 +9,7 @@ import torch
 from grd_edge.config import DataConfig, OptimizerConfig, config_from_mapping
 from grd_edge.data.dataset import dataset_from_folder
 from grd_edge.data.frames import Frame, FrameStore, batch_at, grid_from_config
-from grd_edge.train import checkpoint_from_dataset, untrained_checkpoint
+from grd_edge.train import SEEN_IMAGES, checkpoint_from_dataset, untrained_checkpoint
 from grd_edge.training_state import learning_rate
 
 
@@ -100,6 +100,18 @@ def test_training_learns_and_reports_every_loss(dataset, tiny_config):
     assert all(np.isfinite(value) for value in checkpoint.provenance["losses"].values())
     # The checkpoint holds what runs at inference, nothing of the second encoder or the discriminator.
     assert {key.split(".")[0] for key in checkpoint.weights} == {"encoder", "decoder", "latent_down", "latent_up"}
+
+
+def test_the_images_of_a_large_set_fit_into_a_bundle(tiny_checkpoint, tmp_path):
+    from grd_edge.build import bundle_from_checkpoint
+    from grd_edge.bundle import MAX_JSON_BYTES
+    from grd_edge.checkpoint import Checkpoint
+
+    seen = [f"{index:012x}" for index in range(SEEN_IMAGES)]
+    large = Checkpoint(tiny_checkpoint.config, tiny_checkpoint.weights, {"seen": seen})
+    built = bundle_from_checkpoint(large, tmp_path / "large.grdb")
+    assert built.manifest["provenance"]["training"]["seen"] == seen
+    assert (tmp_path / "large.grdb" / "bundle.json").stat().st_size < MAX_JSON_BYTES - 100_000
 
 
 def test_bf16_trains_and_keeps_float32_weights(dataset, tiny_config):
