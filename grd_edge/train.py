@@ -6,6 +6,7 @@ Source: docs/method.md, sections 3 and 4; docs/design/foundation.md for the run 
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -25,7 +26,7 @@ from grd_edge.data.check import check_dataset
 from grd_edge.data.dataset import Dataset, content_ids
 from grd_edge.data.frames import BatchLoader, FrameStore, grid_from_config
 from grd_edge.data.manifest import write_manifest
-from grd_edge.errors import CheckpointError, GrdError, InputError, StoppedError
+from grd_edge.errors import CheckpointError, DivergedError, GrdError, InputError, StoppedError
 from grd_edge.heap import keep_heap
 from grd_edge.models.generator import Generator
 from grd_edge.processes import fabric_from_config, on_first_process
@@ -113,7 +114,7 @@ class _Run:
             "steps": course.step,
             "planned_steps": course.steps,
             "seconds": round(course.seconds, 1),
-            "losses": course.losses or {},
+            "losses": {name: _finite(value) for name, value in (course.losses or {}).items()},
             "precision": config.train.precision,
             "ema_decay": config.train.ema_decay,
         }
@@ -121,8 +122,8 @@ class _Run:
             quality = Quality(*course.best)
             provenance["validation"] = {
                 "step": course.best_step,
-                "auroc": quality.auroc,
-                "contextual": quality.contextual,
+                "auroc": _finite(quality.auroc),
+                "contextual": _finite(quality.contextual),
             }
         weights = self.best_weights if self.best_weights is not None else self.state.shipped()
         return Checkpoint(config, {key: value.detach().clone() for key, value in weights.items()}, provenance)
@@ -179,6 +180,7 @@ class _Run:
 
         Raises:
             StoppedError: someone asked; the state is saved before.
+            DivergedError: on all processes alike; the newest saved state is of a step before.
         """
         course, state, train = self.course, self.state, self.config.train
         saved = began = time.perf_counter()
@@ -187,6 +189,11 @@ class _Run:
             step = course.step
             batch = self.loader.at(step)
             parts = state.advance(batch, step, course.steps)
+            if state.diverged:  # before anything of this step is stored
+                raise DivergedError(
+                    f"training diverged at step {step + 1} of {course.steps}, its loss or gradients are not finite; "
+                    "lower optimizer.lr"
+                )
             course.step, course.losses = step + 1, {name: float(value) for name, value in parts.items()}
             course.seconds = before + time.perf_counter() - began
             lr = learning_rate(step, course.steps, self.config.optimizer)
@@ -296,6 +303,7 @@ def train_run(
             it; `output` is a folder.
         CheckpointError: the run belongs to other settings, images or number of processes.
         StoppedError: Ctrl-C or SIGTERM; the state is saved.
+        DivergedError: the loss is not finite any more; the state saved before stays.
     """
     output = Path(output)
     check_output(output)
@@ -361,6 +369,9 @@ def train_run(
                 run.go_on()
         except StoppedError as error:
             raise StoppedError(f"{error}; {run_folder_of(output)} is saved, go on with --resume") from error
+        except DivergedError as error:
+            kept = f"{run_folder_of(output)} keeps the last state that was saved before"
+            raise DivergedError(f"{error} and start anew with --overwrite, {kept}") from error
         except (GrdError, OSError) as error:
             if fabric.world_size == 1:
                 raise
@@ -379,6 +390,11 @@ def train_run(
             if not _holds(path, checkpoint):
                 write_checkpoint(path, checkpoint)
         return checkpoint
+
+
+def _finite(value: float) -> float | None:
+    """`value` as JSON has it."""
+    return value if math.isfinite(value) else None
 
 
 def _holds(path: Path, checkpoint: Checkpoint) -> bool:
