@@ -6,6 +6,7 @@ GrdError
 ├── CheckpointError       a checkpoint that cannot be used           exit code 1
 ├── BundleError           a bundle that cannot be used               exit code 1
 ├── EngineError           an engine that cannot be built or run      exit code 1
+├── DivergedError         a training whose loss is no number any more exit code 1
 ├── StoppedError          a run that was asked to stop               exit code 1
 ├── MissingExtraError     a package of an extra is not installed     exit code 1
 └── CheckFailedError      a numeric check or a gate failed           exit code 3
@@ -40,6 +41,10 @@ class BundleError(GrdError):
 
 class EngineError(GrdError):
     """An engine that cannot be built or run."""
+
+
+class DivergedError(GrdError):
+    """A training whose loss or gradients are not finite any more; its last good state is saved."""
 
 
 class StoppedError(GrdError):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -66,7 +65,7 @@ def fabric_from_config(config: Config) -> Fabric:
 
 
 def on_first_process(fabric: Fabric, function: Callable[[], T]) -> T:
-    """Result of `function`, run by the first process alone; where it raises, all processes end.
+    """Result of `function`, run by the first process alone; where it raises, all processes raise the same.
 
     The result travels to the others, so it is small and plain.
     """
@@ -76,11 +75,9 @@ def on_first_process(fabric: Fabric, function: Callable[[], T]) -> T:
     if fabric.is_global_zero:
         try:
             result = function()
-        except GrdError as raised:
+        except (GrdError, OSError) as raised:
             error = raised
-    failed = fabric.broadcast(error is not None)
-    if error is not None:
-        raise error
-    if failed:
-        sys.exit(1)  # the first process says why
-    return fabric.broadcast(result)
+    result, failed = fabric.broadcast((result, error))
+    if failed is not None:
+        raise error or failed  # the first process keeps its own, with its cause
+    return result

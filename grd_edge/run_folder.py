@@ -49,6 +49,20 @@ def run_folder_of(checkpoint: Path) -> Path:
     return Path(checkpoint).with_suffix(".run")
 
 
+def check_output(output: Path) -> None:
+    """Raises InputError where no checkpoint can be written, before hours of training tell: `output` is a folder, or is
+    its own run folder."""
+    if output.is_dir():
+        raise InputError(
+            f"{output} is a folder, and the output is one file; give a name such as {output}/part.safetensors"
+        )
+    if run_folder_of(output) == output:
+        raise InputError(
+            f"{output} is the name of a run folder; give the checkpoint another name, such as "
+            f"{output.with_suffix('.safetensors')}"
+        )
+
+
 class RunFolder:
     """Owns `path` until `close`, or until the process ends in whatever way.
 
@@ -96,7 +110,10 @@ class RunFolder:
             for left in self.path.glob(".*.safetensors.*"):  # temporary files of a run that was killed
                 left.unlink(missing_ok=True)
         except OSError as error:
-            raise write_error(self.path, error) from error
+            raise InputError(
+                f"the earlier run in {self.path} was removed in part only ({error.strerror}) and cannot be resumed; "
+                "make the folder writable or choose another --output, the checkpoint beside it is unchanged"
+            ) from error
 
     # ------------------------------------------------------------ checkpoints
 

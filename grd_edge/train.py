@@ -6,6 +6,7 @@ Source: docs/method.md, sections 3 and 4; docs/design/foundation.md for the run 
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -25,17 +26,17 @@ from grd_edge.data.check import check_dataset
 from grd_edge.data.dataset import Dataset, content_ids
 from grd_edge.data.frames import BatchLoader, FrameStore, grid_from_config
 from grd_edge.data.manifest import write_manifest
-from grd_edge.errors import CheckpointError, InputError, StoppedError
+from grd_edge.errors import CheckpointError, DivergedError, GrdError, InputError, StoppedError
 from grd_edge.heap import keep_heap
 from grd_edge.models.generator import Generator
 from grd_edge.processes import fabric_from_config, on_first_process
-from grd_edge.run_folder import PREVIEWS, RunFolder, difference, run_folder_of
+from grd_edge.run_folder import PREVIEWS, RunFolder, check_output, difference, run_folder_of
 from grd_edge.training_state import TrainingState, learning_rate
 from grd_edge.validation import Quality, Validator
 
 TIMED_STEPS = 8
 WARM_STEPS = 3
-SEEN_IMAGES = 10_000
+SEEN_IMAGES = 45_000  # 20 bytes each in bundle.json, whose limit is 1 MiB
 PREVIEW_PATCHES = 4
 
 
@@ -113,7 +114,7 @@ class _Run:
             "steps": course.step,
             "planned_steps": course.steps,
             "seconds": round(course.seconds, 1),
-            "losses": course.losses or {},
+            "losses": {name: _finite(value) for name, value in (course.losses or {}).items()},
             "precision": config.train.precision,
             "ema_decay": config.train.ema_decay,
         }
@@ -121,8 +122,8 @@ class _Run:
             quality = Quality(*course.best)
             provenance["validation"] = {
                 "step": course.best_step,
-                "auroc": quality.auroc,
-                "contextual": quality.contextual,
+                "auroc": _finite(quality.auroc),
+                "contextual": _finite(quality.contextual),
             }
         weights = self.best_weights if self.best_weights is not None else self.state.shipped()
         return Checkpoint(config, {key: value.detach().clone() for key, value in weights.items()}, provenance)
@@ -179,6 +180,7 @@ class _Run:
 
         Raises:
             StoppedError: someone asked; the state is saved before.
+            DivergedError: on all processes alike; the newest saved state is of a step before.
         """
         course, state, train = self.course, self.state, self.config.train
         saved = began = time.perf_counter()
@@ -187,6 +189,11 @@ class _Run:
             step = course.step
             batch = self.loader.at(step)
             parts = state.advance(batch, step, course.steps)
+            if state.diverged:  # before anything of this step is stored
+                raise DivergedError(
+                    f"training diverged at step {step + 1} of {course.steps}, its loss or gradients are not finite; "
+                    "lower optimizer.lr"
+                )
             course.step, course.losses = step + 1, {name: float(value) for name, value in parts.items()}
             course.seconds = before + time.perf_counter() - began
             lr = learning_rate(step, course.steps, self.config.optimizer)
@@ -292,13 +299,14 @@ def train_run(
         The checkpoint that `output` holds now; None on every process but the first.
 
     Raises:
-        InputError: a run is there and neither `resume` nor `overwrite` is given; another process is at it.
+        InputError: a run or a checkpoint is there and neither `resume` nor `overwrite` is given; another process is at
+            it; `output` is a folder.
         CheckpointError: the run belongs to other settings, images or number of processes.
         StoppedError: Ctrl-C or SIGTERM; the state is saved.
+        DivergedError: the loss is not finite any more; the state saved before stays.
     """
     output = Path(output)
-    if output.is_dir():
-        raise InputError(f"{output} is a folder; give the name of a file, such as {output / 'part.safetensors'}")
+    check_output(output)
     check_dataset(dataset, config)  # before an earlier run is touched
     fabric = fabric_from_config(config)
     with contextlib.ExitStack() as stack:
@@ -306,7 +314,14 @@ def train_run(
 
         def opened() -> None:
             nonlocal folder
-            folder = stack.enter_context(RunFolder(run_folder_of(output)))
+            path = run_folder_of(output)
+            # A run that can go on owns its output; any other checkpoint there was made or put there by somebody.
+            if output.exists() and not overwrite and not (path / "last.safetensors").exists():
+                nothing = f", and {path} holds nothing to resume" if resume else ""
+                raise InputError(
+                    f"{output} is there already{nothing}; replace it with --overwrite, or choose another --output"
+                )
+            folder = stack.enter_context(RunFolder(path))
             if folder.last.exists() and not (resume or overwrite):
                 raise InputError(
                     f"{folder.path} holds a run; go on with --resume, start anew with --overwrite, "
@@ -317,6 +332,15 @@ def train_run(
 
         on_first_process(fabric, opened)
         run = stack.enter_context(_run(dataset, config, fabric, folder, watch))
+
+        def prepared() -> dict[str, Any] | None:
+            course = resumed()
+            if not (course and course["finished"]):
+                write_manifest(folder.path / "manifest.json", dataset)
+                folder.start_log(config, course["step"] if course else 0)
+                if not folder.has_board:
+                    watch.note("tensorboard is not installed, so log.csv is the only log; pip install 'grd-edge[logs]'")
+            return course
 
         def resumed() -> dict[str, Any] | None:
             found = folder.read_last() if resume else None
@@ -332,24 +356,27 @@ def train_run(
             run.resume(tensors, about)
             return about["course"]
 
-        course = on_first_process(fabric, resumed)
+        course = on_first_process(fabric, prepared)
         if course:
             run.course = _Course(**course)
             run.state.share()
-        if folder and not (course and run.course.finished):
-            write_manifest(folder.path / "manifest.json", dataset)
-            folder.start_log(config, run.course.step if course else 0)
-            if not folder.has_board:
-                watch.note("tensorboard is not installed, so log.csv is the only log; pip install 'grd-edge[logs]'")
-        if not course:
-            run.start()
         if folder and course and run.course.finished:
             watch.note(f"the run is complete: {run.course.step} of {run.course.steps} steps; nothing is trained")
         try:
+            if not course:
+                run.start()
             with _asking(run):
                 run.go_on()
         except StoppedError as error:
             raise StoppedError(f"{error}; {run_folder_of(output)} is saved, go on with --resume") from error
+        except DivergedError as error:
+            kept = f"{run_folder_of(output)} keeps the last state that was saved before"
+            raise DivergedError(f"{error} and start anew with --overwrite, {kept}") from error
+        except (GrdError, OSError) as error:
+            if fabric.world_size == 1:
+                raise
+            # This process alone knows, the others are in the middle of a step: they end, and nothing is run after it.
+            raise StoppedError(f"{error}; the training ended in all processes") from error
         except RuntimeError as error:
             if fabric.world_size == 1 or not any(name in str(error) for name in ("gloo", "NCCL")):
                 raise
@@ -363,6 +390,11 @@ def train_run(
             if not _holds(path, checkpoint):
                 write_checkpoint(path, checkpoint)
         return checkpoint
+
+
+def _finite(value: float) -> float | None:
+    """`value` as JSON has it."""
+    return value if math.isfinite(value) else None
 
 
 def _holds(path: Path, checkpoint: Checkpoint) -> bool:

@@ -22,6 +22,9 @@ from grd_edge.models.discriminator import Discriminator
 from grd_edge.models.generator import Generator, Reconstructor
 
 WHITENING_PATCHES = 256
+# Steps in a row without finite gradients after which a run has diverged. In float16 some are skipped while the gradient
+# scaler looks for its scale, which each of them halves: from 2^16 down to 1 and on.
+FRUITLESS_STEPS = {"16-mixed": 24}
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
@@ -84,11 +87,13 @@ class TrainingState:
         ema: weights of the reconstructor averaged over the steps, by name; empty when they are not.
         wanted: whether this process was asked to stop.
         stop: whether any process was, as of the last step; the same on all of them.
+        fruitless: steps in a row whose loss or gradients were not finite; the same on all processes.
     """
 
     def __init__(self, config: Config, fabric: Fabric) -> None:
         self.config, self.fabric = config, fabric
         self.wanted = self.stop = False
+        self.fruitless = 0
         torch.manual_seed(config.train.seed)
         generator = _fast_layout(Generator(config.model), config.model.base)
         discriminator = _fast_layout(Discriminator(config.model), config.model.discriminator_base or config.model.base)
@@ -184,39 +189,53 @@ class TrainingState:
         # parameters, which saves the two further passes that a separate discriminator step would cost.
         self.generator_opt.zero_grad(set_to_none=True)
         fabric.backward(total, inputs=list(self.generator.parameters()), retain_graph=auxiliary)
-        self._step(self.generator, self.generator_opt)
+        finite = self._step(self.generator, self.generator_opt, total)
         if auxiliary:
             terms["discriminator"] = discriminator_loss(logits.float(), logits_hat.float())
             self.discriminator_opt.zero_grad(set_to_none=True)
             fabric.backward(terms["discriminator"], inputs=list(self.discriminator.parameters()))
-            self._step(self.discriminator, self.discriminator_opt)
+            finite &= self._step(self.discriminator, self.discriminator_opt, terms["discriminator"])
+        self.fruitless = 0 if finite else self.fruitless + 1
         self._average_weights(step)
         return {"total": total.detach(), **{name: value.detach() for name, value in terms.items()}}
 
-    def _step(self, module: torch.nn.Module, optimizer) -> None:
-        self._average_over_processes(module)
-        self.fabric.clip_gradients(module, optimizer, max_norm=self.config.optimizer.grad_norm)
+    @property
+    def diverged(self) -> bool:
+        """Whether no step helps any more; the same on all processes."""
+        if not self.fruitless:
+            return False
+        # A forward pass that overflows float16 spoils running statistics for good, though its step is skipped.
+        spoiled = any(not value.isfinite().all() for value in self.generator.reconstructor.state_dict().values())
+        return spoiled or self.fruitless >= FRUITLESS_STEPS.get(self.config.train.precision, 1)
+
+    def _step(self, module: torch.nn.Module, optimizer, loss: torch.Tensor) -> bool:
+        """One step of an optimizer; whether the loss and the gradients of all processes were finite."""
+        loss = self._average_over_processes(module, loss.detach())
+        max_norm = self.config.optimizer.grad_norm
+        norm = self.fabric.clip_gradients(module, optimizer, max_norm=max_norm, error_if_nonfinite=False)
         optimizer.step()
+        return bool(torch.isfinite(norm) & torch.isfinite(loss))
 
     @torch.no_grad()
-    def _average_over_processes(self, module: torch.nn.Module) -> None:
+    def _average_over_processes(self, module: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
         """Gradients and running statistics become their mean over the processes, in one message with the wish to
-        stop."""
+        stop and the loss; the mean loss."""
         world = self.fabric.world_size
         if world == 1:
             self.stop = self.wanted
-            return
+            return loss
         parts = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
         parts += [buffer for buffer in module.buffers() if buffer.is_floating_point()]
         wish = torch.full((1,), float(self.wanted), device=self.fabric.device)
-        flat = torch.cat([wish, *(part.reshape(-1) for part in parts)])
+        flat = torch.cat([wish, loss.reshape(1).float(), *(part.reshape(-1) for part in parts)])
         torch.distributed.all_reduce(flat)
         flat /= world
         self.stop = bool(flat[0] > 0)
-        start = 1
+        start = 2
         for part in parts:
             part.copy_(flat[start : start + part.numel()].view(part.shape))
             start += part.numel()
+        return flat[1]
 
     @torch.no_grad()
     def _average_weights(self, step: int) -> None:
@@ -275,6 +294,7 @@ class TrainingState:
             raise CheckpointError(f"the state to resume does not fit this configuration at {wrong[0]} ({len(wrong)})")
         for key, value in own.items():
             value.copy_(found[key])
+        self.fruitless = 0
         if scaler:
             self.fabric.strategy.precision.load_state_dict(scaler)
 

@@ -1,16 +1,19 @@
 """Training is a function of data, configuration and seed, and it learns."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from grd_edge.checkpoint import read_training_state
 from grd_edge.config import DataConfig, OptimizerConfig, config_from_mapping
 from grd_edge.data.dataset import dataset_from_folder
 from grd_edge.data.frames import Frame, FrameStore, batch_at, grid_from_config
-from grd_edge.train import checkpoint_from_dataset, untrained_checkpoint
-from grd_edge.training_state import learning_rate
+from grd_edge.errors import DivergedError
+from grd_edge.train import SEEN_IMAGES, checkpoint_from_dataset, train_run, untrained_checkpoint
+from grd_edge.training_state import TrainingState, learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,44 @@ def test_training_learns_and_reports_every_loss(dataset, tiny_config):
     assert all(np.isfinite(value) for value in checkpoint.provenance["losses"].values())
     # The checkpoint holds what runs at inference, nothing of the second encoder or the discriminator.
     assert {key.split(".")[0] for key in checkpoint.weights} == {"encoder", "decoder", "latent_down", "latent_up"}
+
+
+def test_a_run_that_diverges_stops_in_a_sentence_and_keeps_its_last_good_state(dataset, tiny_config, tmp_path):
+    mapping = with_train(tiny_config, steps=50, save_seconds=0, validation=True, validate_every=1).to_json()
+    mapping["optimizer"] |= {"lr": 1e25, "warmup_steps": 0}
+    with pytest.raises(
+        DivergedError, match=r"^training diverged at step \d+ of 50, .*; lower optimizer\.lr and"
+    ) as told:
+        train_run(dataset, config_from_mapping(mapping), tmp_path / "part.safetensors")
+    step = int(str(told.value).split()[4])
+    assert not (tmp_path / "part.safetensors").exists()
+    tensors, about = read_training_state(tmp_path / "part.run" / "last.safetensors")
+    assert about["course"]["step"] == step - 1
+    assert all(value.isfinite().all() for value in tensors.values())
+
+
+def test_losses_that_are_not_finite_are_null_in_the_checkpoint(dataset, tiny_config, monkeypatch):
+    advance = TrainingState.advance
+
+    def with_a_nan(self, *arguments):
+        return {**advance(self, *arguments), "noise": torch.tensor(torch.nan), "encoder": torch.tensor(torch.inf)}
+
+    monkeypatch.setattr(TrainingState, "advance", with_a_nan)
+    provenance = checkpoint_from_dataset(dataset, tiny_config).provenance
+    assert provenance["losses"]["noise"] is None and provenance["losses"]["encoder"] is None
+    json.dumps(provenance, allow_nan=False)
+
+
+def test_the_images_of_a_large_set_fit_into_a_bundle(tiny_checkpoint, tmp_path):
+    from grd_edge.build import bundle_from_checkpoint
+    from grd_edge.bundle import MAX_JSON_BYTES
+    from grd_edge.checkpoint import Checkpoint
+
+    seen = [f"{index:012x}" for index in range(SEEN_IMAGES)]
+    large = Checkpoint(tiny_checkpoint.config, tiny_checkpoint.weights, {"seen": seen})
+    built = bundle_from_checkpoint(large, tmp_path / "large.grdb")
+    assert built.manifest["provenance"]["training"]["seen"] == seen
+    assert (tmp_path / "large.grdb" / "bundle.json").stat().st_size < MAX_JSON_BYTES - 100_000
 
 
 def test_bf16_trains_and_keeps_float32_weights(dataset, tiny_config):

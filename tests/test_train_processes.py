@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from grd_edge.checkpoint import read_checkpoint, read_training_state
+from grd_edge.data.synthetic import write_synthetic_parts
 from tests.conftest import TINY
 
 GRD_EDGE = str(Path(sys.executable).parent / "grd-edge")
@@ -80,6 +81,26 @@ def test_two_processes_make_the_mean_step_and_stay_the_same(tmp_path, monkeypatc
         for name, found in grads.items():
             expected = (halves[0][name] + halves[1][name]) / 2
             assert torch.allclose(found, expected, rtol=1e-5, atol=1e-7), name
+
+
+@pytest.mark.slow
+def test_a_category_that_fails_in_two_processes_lets_both_go_on(tmp_path):
+    root, out = tmp_path / "root", tmp_path / "out"
+    for name in ("bolt", "nut"):
+        write_synthetic_parts(root / name, train=10, good=2, defect=2)
+    (out / "bolt.run").mkdir(parents=True)
+    (out / "bolt.run" / "last.safetensors").write_text("an earlier run")
+    settings = [word for setting in (*TINY, "train.steps=2") for word in ("--set", setting)]
+    command = [GRD_EDGE, "train", "--data", root, "-o", out, *settings, "--devices", 2, "--json"]
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, env=environment(), timeout=300, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("grd-edge: 1 of 2 categories failed: bolt: ") == 1
+    assert done.stderr.count("bolt (1 of 2)") == done.stderr.count("nut (2 of 2)") == 1
+    assert json.loads(done.stdout)["categories"]["nut"]["world_size"] == 2
+    assert read_checkpoint(out / "nut.safetensors").provenance["steps"] == 2
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,6 +233,47 @@ def test_a_run_is_not_overwritten_by_accident(trainer, arguments, finished, tmp_
     assert read_checkpoint(output).provenance["steps"] == 3
     assert opened(tmp_path / "again.run", output) == 3
     assert _rows(tmp_path / "again.run") == 3
+
+
+def test_a_checkpoint_without_a_run_is_not_replaced_by_accident(trainer, arguments, finished, tmp_path):
+    output = tmp_path / "imported.safetensors"
+    shutil.copy(finished, output)
+    for extra in ((), ("--resume",)):
+        said = _sentence(trainer.run(*arguments, "--steps", 2, "-o", output, *extra, code=1))
+        assert "imported.safetensors is there already" in said and "--overwrite" in said
+        assert ("holds nothing to resume" in said) == bool(extra)
+        assert output.read_bytes() == finished.read_bytes()
+        assert [path.name for path in tmp_path.iterdir()] == ["imported.safetensors"]
+    trainer.run(*arguments, "--steps", 2, "-o", output, "--overwrite")
+    assert read_checkpoint(output).provenance["steps"] == 2
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(trainer, arguments, tmp_path):
+    (tmp_path / "folder").mkdir()
+    nothing = ["--data", tmp_path / "no", *arguments[2:]]
+    said = _sentence(trainer.run(*nothing, "-o", tmp_path / "folder", code=1))
+    assert "folder is a folder" in said and "folder/part.safetensors" in said
+    said = _sentence(trainer.run(*nothing, "-o", tmp_path / "x.run", "--overwrite", code=1))
+    assert "x.run is the name of a run folder" in said and "x.safetensors" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_run_that_is_removed_in_part_is_not_said_to_be_unchanged(tmp_path, monkeypatch):
+    from grd_edge.errors import InputError
+    from grd_edge.run_folder import RunFolder
+
+    def refusing(self, missing_ok=False):
+        if self.name == "log.csv":
+            raise PermissionError(13, "Permission denied", str(self))
+        os.unlink(self)
+
+    with RunFolder(tmp_path / "part.run") as folder:
+        for name in ("last.safetensors", "best.safetensors", "log.csv"):
+            (folder.path / name).write_text("x")
+        monkeypatch.setattr(Path, "unlink", refusing)
+        with pytest.raises(InputError, match=r"removed in part only \(Permission denied\) and cannot be resumed"):
+            folder.clear()
+        assert not folder.last.exists()
 
 
 def test_resume_without_a_run_starts_and_says_so(trainer, arguments, tmp_path):

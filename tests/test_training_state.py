@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 
 from grd_edge.config import config_from_mapping, load_config
 from grd_edge.training_state import TrainingState
@@ -93,6 +94,44 @@ def test_a_state_comes_back_whole_and_a_foreign_one_is_refused():
     other = state_of("model.latent=9").tensors()
     with pytest.raises(CheckpointError, match=r"does not fit this configuration at .*ema"):
         b.load(other, {})
+
+
+def test_a_loss_that_is_not_finite_is_a_divergence():
+    state = state_of("train.precision=bf16-mixed")
+    state.advance(batch_of(state), 0, 10)
+    assert not state.diverged
+    kept = {key: value.clone() for key, value in state.tensors().items()}
+    state.advance(batch_of(state) * torch.inf, 1, 10)
+    assert state.diverged
+    state.load(kept, state.scaler())
+    assert not state.diverged
+
+
+def half_precision_state(scale):
+    """As 16-mixed on a GPU, which this test does without."""
+    state = state_of("train.auxiliary_every=1")
+    mapping = state.config.to_json()
+    mapping["train"]["precision"] = "16-mixed"
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    return TrainingState(config_from_mapping(mapping), fabric)
+
+
+def test_float16_finds_its_scale_and_diverges_after_many_fruitless_steps():
+    state, fruitless = half_precision_state(2.0**30), []
+    for step in range(16):
+        state.advance(batch_of(state, step), step, 100)
+        fruitless.append(state.fruitless)
+        assert not state.diverged
+    assert max(fruitless) > 1 and fruitless[-1] == 0
+    assert all(value.isfinite().all() for value in state.shipped().values())
+    state.fruitless = 23
+    state.fabric.strategy.precision.scaler.load_state_dict({**state.scaler(), "scale": 2.0**120})
+    state.advance(batch_of(state), 20, 100)
+    assert state.fruitless == 24 and state.diverged
+    state = half_precision_state(1.0)
+    state.advance(batch_of(state) * torch.inf, 0, 100)
+    assert state.fruitless == 1 and state.diverged  # its running statistics are lost
 
 
 def test_a_device_that_is_not_there_is_one_sentence(monkeypatch):

@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from grd_edge.errors import GrdError, InputError, MissingExtraError
+from grd_edge.errors import GrdError, InputError, MissingExtraError, StoppedError
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Names and paths of users are text, whatever brackets and colons they hold.
+out = Console(highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Data = Annotated[
@@ -112,7 +113,8 @@ def each_category(
 ):
     """Lets a verb run over the categories of a benchmark root, and end with a table of what it would have printed.
 
-    A category that fails does not stop the others; its sentence comes at the end.
+    A category that fails does not stop the others; its sentence comes at the end, with the largest exit code. Asking to
+    stop ends the loop.
 
     Args:
         inputs, outputs: parameter -> suffix. For a root they name a folder with a file <category><suffix> each.
@@ -132,28 +134,31 @@ def each_category(
                 return verb(**arguments)
             homes = _folders_of_categories(place, folders, arguments, inputs or {}, outputs or {}, defaults)
             rows: dict[str, dict[str, Any]] = {}
-            failed: dict[str, str] = {}
+            failed: dict[str, GrdError] = {}
             for index, folder in enumerate(folders, start=1):
                 name = folder.name
-                err.print(f"{name} ({index} of {len(folders)})")
+                if is_first_process():
+                    err.print(f"{name} ({index} of {len(folders)})")
                 own = {parameter: home / f"{name}{suffix}" for parameter, (home, suffix) in homes.items()}
                 row: dict[str, Any] = {}
                 token = _category.set(row)
                 try:
                     verb(**{**arguments, **narrowed(folder), **own})
-                except MissingExtraError:
+                except (MissingExtraError, StoppedError):
                     raise
                 except GrdError as error:
-                    failed[name] = str(error)
+                    failed[name] = error
                 finally:
                     _category.reset(token)
                 if row:
                     rows[name] = row
-            if rows or failed:  # else another process of the same run reports
+            if is_first_process():
                 _print_categories(rows, failed, columns, json_=arguments["json_"])
             if failed:
-                sentences = "; ".join(f"{name}: {sentence}" for name, sentence in failed.items())
-                raise InputError(f"{len(failed)} of {len(folders)} categories failed: {sentences}")
+                sentences = "; ".join(f"{name}: {error}" for name, error in failed.items())
+                summary = InputError(f"{len(failed)} of {len(folders)} categories failed: {sentences}")
+                summary.exit_code = max(error.exit_code for error in failed.values())
+                raise summary
 
         return looped
 
@@ -198,7 +203,8 @@ def _print_categories(rows, failed, columns: Sequence[str], *, json_: bool) -> N
         if values and all(isinstance(value, float) and math.isfinite(value) for value in values)
     }
     if json_:
-        typer.echo(json.dumps(plain({"categories": rows, "mean": mean, "failed": failed}), allow_nan=False))
+        sentences = {name: str(error) for name, error in failed.items()}
+        typer.echo(json.dumps(plain({"categories": rows, "mean": mean, "failed": sentences}), allow_nan=False))
         return
     table = Table("category", *(column.replace("_", " ") for column in columns))
     for name, row in [*rows.items(), *([("mean", mean)] if mean else [])]:
@@ -225,11 +231,11 @@ def cell(value: Any) -> str:
 def progress(*, visible: bool = True) -> Iterator[Progress]:
     """Progress bar on stderr; the task's `note` field is shown at its end."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=err, disable=not visible) as bar:
         yield bar

@@ -19,6 +19,8 @@ def demo(
     json_: Json = False,
 ) -> None:
     """Train on good images, export, build, fit the threshold, and prove the engine against PyTorch."""
+    from rich.text import Text
+
     from grd_edge.demo import ELPV_SETTINGS, Watcher, demo_config, run_demo
 
     own = ELPV_SETTINGS if data == "elpv" else ()
@@ -28,7 +30,7 @@ def demo(
         bars: dict[str, object] = {}
 
         def stage(text: str) -> None:
-            bar.console.print(f"[bold]·[/] {text}")
+            bar.console.print(Text.assemble(("·", "bold"), " ", text))
             bars["text"], bars["images"] = text, None
 
         def training(state) -> None:

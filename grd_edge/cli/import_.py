@@ -41,6 +41,7 @@ def grdnet(
         str | None, typer.Option(metavar="PX|HxW", help="Patch size, where neither weights nor YAML tell it.")
     ] = None,
     settings: Settings = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
     json_: Json = False,
 ) -> None:
     """Import a generator from the public code of the method's authors (epoch_XXXX.pt).
@@ -50,12 +51,15 @@ def grdnet(
     """
     from grd_edge.checkpoint import write_checkpoint
     from grd_edge.importers.grdnet import checkpoint_from_grdnet
+    from grd_edge.run_folder import check_output
 
     if output.resolve() == source.resolve():
         raise InputError(f"{output} is the file to import and would be overwritten; name another with --output")
-    checkpoint = checkpoint_from_grdnet(
-        source, config_path=config_file, patch=_patch(patch) if patch else None, overrides=settings or ()
-    )
+    check_output(output)
+    size = _patch(patch) if patch else None
+    if output.exists() and not overwrite:
+        raise InputError(f"{output} is there already; replace it with --overwrite, or choose another --output")
+    checkpoint = checkpoint_from_grdnet(source, config_path=config_file, patch=size, overrides=settings or ())
     write_checkpoint(output, checkpoint)
     config, imported = checkpoint.config, checkpoint.provenance["imported"]
     model = config.model

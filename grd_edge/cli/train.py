@@ -36,7 +36,9 @@ def train(
     train_seconds: Annotated[float | None, typer.Option(min=1, help="Time budget; instead of --steps.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps; instead of a time budget.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run was saved.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where there is a run.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew where there is a run or a checkpoint.")
+    ] = False,
     precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
     accelerator: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Processes on this machine.")] = None,
@@ -45,10 +47,12 @@ def train(
 ) -> None:
     """Train the generator on good images; for a benchmark root one for each category, into the folder OUTPUT."""
     from grd_edge.config import load_config
+    from grd_edge.run_folder import check_output
     from grd_edge.train import Watcher, train_run
 
     if resume and overwrite:
         raise typer.BadParameter("--resume goes on with a run and --overwrite drops it; give one of them")
+    check_output(output)
     overrides = list(settings or ())
     if steps is not None or train_seconds is not None:
         overrides += [f"train.steps={steps or 'null'}", f"train.seconds={train_seconds or 'null'}"]

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from grd_edge.cli import app
 from grd_edge.data.synthetic import write_synthetic_parts
-from grd_edge.errors import InputError
+from grd_edge.errors import CheckFailedError, InputError, StoppedError
 from tests.conftest import TINY
 
 SETTINGS = [word for setting in TINY for word in ("--set", setting)]
@@ -92,6 +92,33 @@ def test_broken_images_fail_their_category_and_keep_its_row(root, models, tmp_pa
     rows = (tmp_path / "out" / "bolt" / "results.csv").read_text().splitlines()
     assert len(rows) == 1 + 7 and sum(",error," in row for row in rows[1:]) == 1
     assert len((tmp_path / "out" / "nut" / "results.csv").read_text().splitlines()) == 1 + 7
+
+
+def test_asking_to_stop_ends_the_loop(root, tmp_path, monkeypatch):
+    import grd_edge.train
+
+    begun = []
+
+    def stopped(dataset, *_, **__):
+        begun.append(dataset.name)
+        raise StoppedError("stopped after step 3 of 9")
+
+    monkeypatch.setattr(grd_edge.train, "train_run", stopped)
+    with pytest.raises(StoppedError, match=r"^stopped after step 3 of 9$"):
+        invoke("train", "--data", root, "-o", tmp_path, *SETTINGS)
+    assert begun == ["bolt"]
+
+
+def test_a_failed_check_keeps_its_exit_code(root, models, tmp_path, monkeypatch):
+    import grd_edge.build
+
+    def failing(checkpoint, path, **_):
+        raise CheckFailedError("off by 1") if path.stem == "bolt" else InputError("no room")
+
+    monkeypatch.setattr(grd_edge.build, "bundle_from_checkpoint", failing)
+    with pytest.raises(InputError, match=r"^2 of 2 categories failed: bolt: off by 1; nut: no room$") as failure:
+        invoke("build", "bundle", models, "-o", tmp_path, "--data", root)
+    assert failure.value.exit_code == 3
 
 
 def test_files_where_folders_are_needed_are_refused(root, models, tmp_path):

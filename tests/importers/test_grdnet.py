@@ -419,7 +419,14 @@ def test_from_their_file_to_a_bundle(grd_edge, saved, tmp_path):
     assert (result["epoch"], result["profile"], result["model"]["patch_h"]) == (12, "grdnet_2023", 32)
     assert "does not tell the scale" in err
     assert read_checkpoint(output).provenance["imported"]["sha256"] == result["sha256"]
+    before = output.read_bytes()
     code, out, err = grd_edge("import", "grdnet", path, "-o", output, "--set", "geometry.scale_px=40")
+    assert (
+        code == 1 and err.count("\n") == 1 and "part.safetensors is there already; replace it with --overwrite" in err
+    )
+    assert output.read_bytes() == before
+    scaled = ("--set", "geometry.scale_px=40", "--overwrite")
+    code, out, err = grd_edge("import", "grdnet", path, "-o", output, *scaled)
     assert code == 0 and "last/last" in out and "optimizers (3)" in out and not err
     assert grd_edge("build", "onnx", output, "-o", tmp_path / "m.onnx")[0] == 0
     code, out, err = grd_edge("build", "bundle", output, "-o", tmp_path / "p.grdb", "--json")
@@ -433,13 +440,15 @@ def test_the_command_line_refuses_in_one_sentence_and_keeps_what_was_there(grd_e
     assert "epoch_XXXX.pt" in grd_edge("import", "--help")[1]
     output = tmp_path / "part.safetensors"
     output.write_text("earlier")
-    code, out, err = grd_edge("import", "grdnet", tmp_path / "no.pt", "-o", output)
+    code, out, err = grd_edge("import", "grdnet", tmp_path / "no.pt", "-o", output, "--overwrite")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("grd-edge: there is no checkpoint")
     assert output.read_text() == "earlier"
     assert grd_edge("import", "grdnet", saved(payload(TINY)), "--patch", "wide")[0] == 2
     code, _, err = grd_edge("import", "grdnet", saved(payload(TINY)), "-o", saved(payload(TINY)))
     assert code == 1 and "would be overwritten" in err
+    code, _, err = grd_edge("import", "grdnet", saved(payload(TINY)), "-o", tmp_path)
+    assert code == 1 and "is a folder" in err
     (tmp_path / "file").write_text("x")
     code, _, err = grd_edge("import", "grdnet", saved(payload(TINY)), "-o", tmp_path / "file" / "c.safetensors")
     assert code == 1 and "cannot be written" in err
