@@ -300,9 +300,11 @@ class TrainingState:
 
     @torch.no_grad()
     def share(self) -> None:
-        """Every process takes over the state of the first one."""
+        """Every process takes over the state of the first one, its gradient scaler included."""
         if self.fabric.world_size > 1:
             for value in self.tensors().values():
                 whole = value.contiguous()
                 torch.distributed.broadcast(whole, 0)
                 value.copy_(whole)
+            if scaler := self.fabric.broadcast(self.scaler()):
+                self.fabric.strategy.precision.load_state_dict(scaler)

@@ -83,6 +83,38 @@ def test_two_processes_make_the_mean_step_and_stay_the_same(tmp_path, monkeypatc
             assert torch.allclose(found, expected, rtol=1e-5, atol=1e-7), name
 
 
+# A state that differs between the processes, shared.
+SHARED = """
+import sys, torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+from grd_edge.config import load_config
+from grd_edge.training_state import TrainingState
+from tests.test_train_processes import SETTINGS
+
+scaler = torch.amp.GradScaler("cpu")
+precision = MixedPrecision("16-mixed", "cpu", scaler)
+fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp", plugins=[precision])
+fabric.launch()
+state = TrainingState(load_config(overrides=SETTINGS), fabric)
+if fabric.is_global_zero:
+    scaler.load_state_dict({**scaler.state_dict(), "scale": 8.0, "_growth_tracker": 7})
+    for value in state.tensors().values():
+        value.fill_(3)
+state.share()
+same = all(bool((value == 3).all()) for value in state.tensors().values())
+torch.save((state.scaler()["scale"], state.scaler()["_growth_tracker"], same), f"{sys.argv[1]}/{fabric.global_rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_a_resumed_state_is_shared_with_its_gradient_scaler(tmp_path):
+    script = tmp_path / "shared.py"
+    script.write_text(SHARED)
+    subprocess.run([sys.executable, script, tmp_path], check=True, env=environment(), timeout=300)
+    assert [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)] == [(8.0, 7, True)] * 2
+
+
 @pytest.mark.slow
 def test_a_category_that_fails_in_two_processes_lets_both_go_on(tmp_path):
     root, out = tmp_path / "root", tmp_path / "out"

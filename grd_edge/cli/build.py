@@ -12,6 +12,7 @@ from grd_edge.cli.common import (
     ImageBar,
     Json,
     each_category,
+    err,
     load_dataset,
     print_json,
     print_rows,
@@ -64,7 +65,10 @@ def bundle(
 
     trained = read_checkpoint(checkpoint)
     if data is None:
+        lost = _without_data(output)
         built = bundle_from_checkpoint(trained, output)
+        if lost:
+            err.print(f"grd-edge: {lost}", soft_wrap=True)
     else:
         decision = trained.config.decision
         dataset = load_dataset(data, seed=trained.config.train.seed, need_test=False)
@@ -94,3 +98,21 @@ def bundle(
         "seal": built.seal,
     }
     print_json(result) if json_ else print_rows("built", result)
+
+
+def _without_data(output: Path) -> str:
+    """What a new bundle at `output` made without --data loses of the older one, in a sentence; empty for nothing."""
+    from grd_edge.bundle import read_bundle
+    from grd_edge.errors import GrdError
+
+    try:
+        older = read_bundle(output)
+    except GrdError:  # none, or none that could be used
+        return ""
+    lost, way = [], "build with --data"
+    if older.decision:
+        lost.append(f"thresholds (fitted {older.decision['fit'].get('fitted', 'at an unknown time')})")
+        way += ", or fit new thresholds with: grd-edge recalibrate"
+    if older.roi is not None:
+        lost.append("mask of interest")
+    return f"the {' and the '.join(lost)} of the older {output} were not taken over; {way}" if lost else ""
