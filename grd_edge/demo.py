@@ -120,7 +120,7 @@ def run_demo(dataset: Dataset, config: Config, out: Path, watch: Watcher = Watch
         "auroc_reference": auroc(scored["reference"].image_scores, scored["reference"].image_labels),
         **parity,
         "threshold": bundle.threshold,
-        "threshold_fit": bundle.decision["fit"],
+        "threshold_fit": _without_ids(bundle.decision["fit"]),
         "p50_ms": frames["engine"].p50_ms,
         "p99_ms": frames["engine"].p99_ms,
         "p50_ms_reference": frames["reference"].p50_ms,
@@ -128,11 +128,16 @@ def run_demo(dataset: Dataset, config: Config, out: Path, watch: Watcher = Watch
         "score_speedup": race["torch_separable_min_ms"] / race["native_min_ms"],
         "score_race_ms": race,
         "score_variant": active_score_variant(),
-        "training": checkpoint.provenance,
+        "training": _without_ids(checkpoint.provenance),
         "versions": versions(engine_version),
     }
     write_atomically(out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     return summary
+
+
+def _without_ids(about: dict[str, Any]) -> dict[str, Any]:
+    """Provenance without its list of images, which is for programs."""
+    return {key: value for key, value in about.items() if key != "seen"}
 
 
 def versions(engine_version: str) -> dict[str, str]:

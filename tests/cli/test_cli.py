@@ -183,7 +183,7 @@ def test_bad_input_is_one_sentence(trained, parts, tmp_path, tiny_checkpoint):
     (tmp_path / "empty").mkdir()
     small = tmp_path / "small.npy"
     np.save(small, np.zeros((20, 20), np.uint8))
-    assert "no such folder" in refused("infer", tmp_path / "no.grdb", tmp_path)
+    assert "there is no bundle at" in refused("infer", tmp_path / "no.grdb", tmp_path)
     assert "text.png" in refused("infer", bundle, tmp_path / "text.png")
     assert "holds no image" in refused("infer", bundle, tmp_path / "empty")
     assert "small.npy" in refused("infer", bundle, small)

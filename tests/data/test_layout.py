@@ -260,9 +260,9 @@ def test_hashing_tells_its_progress(tmp_path):
 def test_unreadable_images_are_named(tmp_path, monkeypatch):
     root = layout(tmp_path / "parts")
 
-    def denied(path, mode):
+    def denied(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(images, "open", denied, raising=False)
+    monkeypatch.setattr(images, "open_image", denied)
     with pytest.raises(InputError, match=r"00\.npy cannot be read \(Permission denied\)"):
         dataset_from_folder(root)
