@@ -160,9 +160,15 @@ def write_decision(path: Path, decision: dict[str, Any], *, of: Bundle | None = 
         InputError: it cannot be written, or another process has replaced the bundle meanwhile.
     """
     path = Path(path)
+    replaced = f"{path} was replaced by another process while its thresholds were made; fit them again"
     root = _opened(path)
     try:
-        bundle = _read_folder(root, path)
+        try:
+            bundle = _read_folder(root, path)
+        except BundleError as error:
+            if _moved(root, path):  # and is being removed while it is read
+                raise InputError(replaced) from error
+            raise
         data = sealed({"schema": SCHEMA, "bundle": bundle.seal, **decision})
         with _sentence(f"{path}: {DECISION}"):
             check_decision(_unsealed(data, DECISION), bundle.seal)
@@ -174,7 +180,7 @@ def write_decision(path: Path, decision: dict[str, Any], *, of: Bundle | None = 
                     os.replace(folder / DECISION, DECISION, dst_dir_fd=root)
         after = read_bundle(path)
         if _moved(root, path) or (of is not None and of.seal != bundle.seal):
-            raise InputError(f"{path} was replaced by another process while its thresholds were made; fit them again")
+            raise InputError(replaced)
         return after
     finally:
         os.close(root)

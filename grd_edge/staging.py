@@ -87,24 +87,20 @@ def _locked_folder(target: Path) -> tuple[Path, int]:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
         lock = None
         # Until the lock is held another writer takes this folder for a leftover; then begin again.
-        with contextlib.suppress(FileNotFoundError), _removed_on_failure(folder):
+        try:
             os.chmod(folder, 0o755)
             lock = os.open(folder / _LOCK, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
             with contextlib.suppress(OSError):  # a file system without locks: nothing is ever cleared there
                 fcntl.flock(lock, fcntl.LOCK_EX)
             os.stat(folder / _LOCK)
             return folder, lock
+        except FileNotFoundError:
+            pass
+        except OSError:  # no space for the lock
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         if lock is not None:
             os.close(lock)
-
-
-@contextlib.contextmanager
-def _removed_on_failure(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _clear_leftovers(target: Path) -> None:
