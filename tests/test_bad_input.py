@@ -585,7 +585,7 @@ TABLE = {
     "checkpoint over a folder": (
         lambda w: ["train", "--data", w.parts(), "-o", w.bundle(), *SETTINGS],
         "part.grdb is a folder",
-        "give the name of a file",
+        "give a name such as",
     ),
     "unknown precision of training": (
         lambda w: w.train(w.parts(), "--precision", "int4"),
