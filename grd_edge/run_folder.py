@@ -85,6 +85,10 @@ class RunFolder:
             raise InputError(
                 f"another training is writing {self.path}; wait until it ends, or choose another --output"
             ) from error
+        for parent in (self.path, self.path / "previews"):
+            for left in parent.glob(".*"):  # temporary files of a run that was killed
+                with contextlib.suppress(OSError):
+                    left.unlink()
         self._log: io.RawIOBase | None = None
         self._board: Any = None
 
@@ -107,8 +111,6 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
             for name in ("previews", "tensorboard"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
-            for left in self.path.glob(".*.safetensors.*"):  # temporary files of a run that was killed
-                left.unlink(missing_ok=True)
         except OSError as error:
             raise InputError(
                 f"the earlier run in {self.path} was removed in part only ({error.strerror}) and cannot be resumed; "
@@ -135,8 +137,6 @@ class RunFolder:
     def start_log(self, config: Config, step: int) -> None:
         """Writes the configuration and opens the logs behind `step`; rows of later steps are dropped."""
         write_atomically(self.path / "config.yaml", yaml.safe_dump(config.to_json(), sort_keys=False).encode())
-        for left in self.path.glob(".*.safetensors.*"):
-            left.unlink(missing_ok=True)
         path = self.path / "log.csv"
         rows = []
         if step and path.exists():

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 
 from grd_edge.checkpoint import read_checkpoint, read_training_state
+from grd_edge.run_folder import RunFolder
 from tests.conftest import TINY
 
 KILLS = 20
@@ -348,3 +349,12 @@ def test_no_torch_tensorboard_is_said_and_nothing_else(tmp_path, parts, tiny_con
     train_run(dataset_from_folder(parts), tiny_config, tmp_path / "p.safetensors", watch=Watcher(note=notes.append))
     assert len(notes) == 1 and "tensorboard" in notes[0]
     assert not Path(tmp_path / "p.run" / "tensorboard").exists()
+
+
+def test_what_a_killed_run_left_half_written_goes_with_the_next(tmp_path):
+    folder = tmp_path / "part.run"
+    (folder / "previews").mkdir(parents=True)
+    for name in (".last.safetensors.ab12cd34", ".log.csv.ab12cd34", "previews/.0000115.png.ab12cd34", "previews/1.png"):
+        (folder / name).write_bytes(b"half")
+    with RunFolder(folder):
+        assert {path.name for path in folder.rglob("*")} == {"lock", "previews", "1.png"}
