@@ -519,6 +519,11 @@ TABLE = {
         )
         for verb, args in (("inspect", []), ("infer", ["a.png"]))
     },
+    "bundle whose name is no UTF-8": (
+        lambda w: ["infer", os.fsdecode(os.fsencode(w.folder) + b"/b\xff.grdb"), "a.png"],
+        "there is no bundle",
+        "build one with",
+    ),
     "precision that the bundle lacks": (
         lambda w: [*w.infer(w.image("a.png")), "--precision", "int8"],
         "int8",

@@ -166,7 +166,7 @@ class TestBootstrap:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert low < auroc(scores, labels) < high
-        assert time.perf_counter() - begin < 10  # 0.2 s on one idle core
+        assert time.perf_counter() - begin < 10  # whole test: 0.5 s on an idle machine
         assert peak < 50e6  # all indices at once would be 160 MB
 
 

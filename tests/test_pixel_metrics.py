@@ -170,4 +170,4 @@ def test_large_frames_stay_within_memory():
     assert peak < 700e6  # every pixel kept with its sort would be over 1 GB
     assert quality.error_bound < 1e-4
     assert abs(quality.auroc - 0.5) < 0.05
-    assert time.perf_counter() - begin < 60  # 3 s on one idle core
+    assert time.perf_counter() - begin < 60  # 0.9 s on an idle machine

@@ -87,3 +87,12 @@ def test_a_truncated_image_is_named_before_training(folder):
     samples = [s for s in dataset_from_folder(folder).train + dataset_from_folder(folder).calibration if s.path == path]
     with pytest.raises(InputError, match=r"011\.png is truncated"):
         FrameStore(samples, load_config(overrides=SMALL))[0]
+
+
+def test_float_frames_are_refused_since_the_line_takes_none(tmp_path):
+    good = tmp_path / "parts" / "train" / "good"
+    good.mkdir(parents=True)
+    for index in range(4):
+        np.save(good / f"{index}.npy", np.full((48, 48), index / 8, np.float32))
+    with pytest.raises(InputError, match=r"\.npy holds float32, and frames on the line do not; save it as 8 or 16 bit"):
+        check_dataset(dataset_from_folder(tmp_path / "parts", need_test=False), load_config(overrides=SMALL))
