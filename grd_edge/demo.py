@@ -162,9 +162,8 @@ def _race_frames(engine: Inspector, reference: TorchInspector, samples: Sequence
     """Frame in, decision out, interleaved over frames spread across the test split."""
     chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(TIMED_FRAMES, len(samples))).astype(int)]
     frames = [read_image(sample.path) for sample in chosen]
-    return interleaved(
-        {"engine": engine.inspect, "reference": reference.inspect}, rounds=max(TIMED_FRAMES, len(frames)), inputs=frames
-    )
+    contenders = {"engine": engine.inspect, "reference": reference.inspect}
+    return interleaved(contenders, rounds=max(TIMED_FRAMES, len(frames)), inputs=frames, settle_ms=20)
 
 
 def _draw(path: Path, dataset: Dataset, config: Config, engine: Inspector) -> None:

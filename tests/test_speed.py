@@ -56,9 +56,8 @@ def test_the_engine_beats_the_pytorch_path_frame_in_decision_out(tmp_path):
         assert difference <= 1e-4
 
     with Inspector(tmp_path / "b.grdb") as engine:
-        timings = interleaved(
-            {"engine": engine.inspect, "reference": reference.inspect}, rounds=40, inputs=frames, check=agree
-        )
+        contenders = {"engine": engine.inspect, "reference": reference.inspect}
+        timings = interleaved(contenders, rounds=40, inputs=frames, settle_ms=20, check=agree)
     assert speedup(timings["reference"], timings["engine"]) >= 2, timings
 
 
