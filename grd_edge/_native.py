@@ -1,6 +1,6 @@
 """The C ABI of kernels/include/grd_edge.h in ctypes: the only file that knows it. Never imports torch.
 
-`tests/native/test_abi.py` compiles the header and compares every size and offset with this file.
+`tests/native/test_native.py` compiles the header and compares every size and offset with this file.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ class ScoreParams(_Sized):
         ("struct_size", c_uint32),
         ("window", c_int32),
         ("local_window_px", c_int32),
-        ("reserved", c_int32),
+        ("heatmap_scale", c_float),
         ("variant", c_char_p),
+        ("roi", POINTER(View)),
+        ("pool", c_void_p),
         ("workspace", c_void_p),
         ("workspace_bytes", c_size_t),
     )
@@ -60,6 +62,7 @@ class ScoreOutputs(_Sized):
         ("residual_min", c_void_p),
         ("residual_max", c_void_p),
         ("heatmap", POINTER(View)),
+        ("variant", POINTER(c_char_p)),
     )
 
 
@@ -115,7 +118,7 @@ class InspectorParams(_Sized):
         ("precision", c_char_p),
         ("backend_dir", c_char_p),
         ("vendor_dir", c_char_p),
-        ("score_variant", c_char_p),
+        ("variant", c_char_p),
     )
 
 
@@ -157,9 +160,11 @@ _PROTOTYPES = {
     "grd_status_name": (c_char_p, (c_int32,)),
     "grd_score_patches": (c_int32, (POINTER(ScoreParams), POINTER(View), POINTER(View), POINTER(ScoreOutputs))),
     "grd_score_workspace_bytes": (c_size_t, (POINTER(ScoreParams), c_int64, c_int64, c_int64)),
-    "grd_score_variant_name": (c_char_p, (c_int32,)),
-    "grd_score_variant_supported": (c_int32, (c_char_p,)),
-    "grd_score_variant_active": (c_char_p, (POINTER(ScoreParams),)),
+    "grd_variant_name": (c_char_p, (c_int32,)),
+    "grd_variant_supported": (c_int32, (c_char_p,)),
+    "grd_variant_active": (c_char_p, (c_char_p,)),
+    "grd_pool_open": (c_int32, (c_int32, POINTER(c_void_p))),
+    "grd_pool_close": (None, (c_void_p,)),
     "grd_cut_grid": (c_int32, (POINTER(CutParams), c_int64, c_int64, POINTER(Grid))),
     "grd_cut_frame": (c_int32, (POINTER(CutParams), POINTER(View), POINTER(View), c_void_p, c_size_t)),
     "grd_bundle_open": (c_int32, (c_char_p, POINTER(c_void_p))),
@@ -217,6 +222,8 @@ def view(array: np.ndarray) -> View:
     if dtype is None or array.ndim != 4:
         kinds = ", ".join(str(kind) for kind in DTYPES)
         raise InputError(f"an array of {array.dtype} with {array.ndim} axes was given; expected 4 axes of {kinds}")
+    if array.size > 1 and not any(array.strides):  # a view says "dense" by that
+        raise InputError("an array that repeats one value in every axis was given; pass a copy of it")
     return View(array.ctypes.data, dtype, 0, (c_int64 * 4)(*array.shape), (c_int64 * 4)(*array.strides))
 
 

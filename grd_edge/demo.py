@@ -27,7 +27,7 @@ from grd_edge.files import write_atomically
 from grd_edge.metrics import auroc
 from grd_edge.products import ProductRule
 from grd_edge.report.contact_sheet import Panel, write_contact_sheet
-from grd_edge.runtime import Inspector, active_score_variant
+from grd_edge.runtime import Inspector, active_variant
 from grd_edge.train import Progress, checkpoint_from_dataset, untrained_checkpoint
 
 # Solar cells come aligned, with busbars in a few places: turning or mirroring them only multiplies the layouts that
@@ -127,7 +127,7 @@ def run_demo(dataset: Dataset, config: Config, out: Path, watch: Watcher = Watch
         "speedup": speedup(frames["reference"], frames["engine"]),
         "score_speedup": race["torch_separable_min_ms"] / race["native_min_ms"],
         "score_race_ms": race,
-        "score_variant": active_score_variant(),
+        "score_variant": active_variant(),
         "training": _without_ids(checkpoint.provenance),
         "versions": versions(engine_version),
     }

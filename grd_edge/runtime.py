@@ -25,11 +25,19 @@ DECISIONS = ("good", "defective", "undecided")
 
 @dataclass(frozen=True)
 class PatchScores:
-    """Scores of N patches: phi and phi_local (N,) float32 in [0, 2], heatmap (N, H, W) float32 or None."""
+    """Scores of N patches.
+
+    Attributes:
+        phi, phi_local: (N,) float32 in [0, 2].
+        heatmap: (N, H, W), float32 unless asked for otherwise, or None.
+        residual_min, residual_max: (N,) float32, range of |X - X^| (channel mean).
+    """
 
     phi: np.ndarray
     phi_local: np.ndarray
     heatmap: np.ndarray | None
+    residual_min: np.ndarray
+    residual_max: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class Inspector:
             is decided. So patch scores for new thresholds are measured.
         threads: threads of the engine; 0: all cores.
         batch_limit: patches per engine call.
-        score_variant: kernel variant by name; None: GRD_FORCE_VARIANT, else the fastest this CPU supports.
+        variant: kernel variant by name; None: GRD_FORCE_VARIANT, else the fastest this CPU supports.
         backend_dir: folder of `libgrd_backend_<name>.so`; None: beside the native library.
 
     Raises:
@@ -94,7 +102,7 @@ class Inspector:
         decide: bool = True,
         threads: int = 0,
         batch_limit: int = 16,
-        score_variant: str | None = None,
+        variant: str | None = None,
         backend_dir: str | Path | None = None,
     ) -> None:
         self._bundle, self._handle = ctypes.c_void_p(), ctypes.c_void_p()
@@ -117,7 +125,7 @@ class Inspector:
                 precision=precision.encode() if precision else None,
                 backend_dir=os.fsencode(backend_dir or _native.library_dir()),
                 vendor_dir=os.fsencode(vendor) if vendor else None,
-                score_variant=score_variant.encode() if score_variant else None,
+                variant=variant.encode() if variant else None,
             )
             status = lib.grd_inspector_open(self._bundle, ctypes.byref(params), ctypes.byref(self._handle))
             _native.check(status, lib.grd_inspector_message(self._handle) if self._handle else None)
@@ -210,32 +218,71 @@ class Inspector:
             raise InputError("this inspector is closed; open a new one")
 
 
-def score_variants() -> dict[str, bool]:
-    """Scoring kernels compiled in, slowest first, and whether this CPU runs them."""
+def kernel_variants() -> dict[str, bool]:
+    """Kernel variants of this build, slowest first, and whether this CPU runs them."""
     lib, found = _native.library(), {}
-    while name := lib.grd_score_variant_name(len(found)):
-        found[name.decode()] = bool(lib.grd_score_variant_supported(name))
+    while name := lib.grd_variant_name(len(found)):
+        found[name.decode()] = bool(lib.grd_variant_supported(name))
     return found
 
 
-def active_score_variant(variant: str | None = None) -> str:
-    """Name of the kernel that a call runs.
+def active_variant(variant: str | None = None) -> str:
+    """Name of the variant that calls run.
 
     Raises:
         InputError: the forced variant is unknown or this CPU does not support it.
     """
-    params = _native.ScoreParams(variant=variant.encode() if variant else None)
-    name = _native.library().grd_score_variant_active(ctypes.byref(params))
+    name = _native.library().grd_variant_active(variant.encode() if variant else None)
     if name is None:
-        known = ", ".join(f"{n}{'' if ok else ' (not on this CPU)'}" for n, ok in score_variants().items())
-        raise InputError(
-            f"the forced scoring variant cannot run; known: {known}; unset GRD_FORCE_VARIANT or choose one"
-        )
+        known = ", ".join(f"{n}{'' if ok else ' (not on this CPU)'}" for n, ok in kernel_variants().items())
+        raise InputError(f"the forced kernel variant cannot run; known: {known}; unset GRD_FORCE_VARIANT or choose one")
     return name.decode()
 
 
+class Pool:
+    """Threads for `Scorer`: a context manager. They sleep between calls; a pool serves one call at a time.
+
+    Args:
+        threads: 1 to 1024, the calling one included.
+
+    Raises:
+        InputError: another number of threads.
+        GrdError: the system gives no more threads.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.handle, self.threads = ctypes.c_void_p(), threads
+        status = _native.library().grd_pool_open(threads, ctypes.byref(self.handle))
+        if status:
+            _native.check(status, f"a pool of {threads} threads cannot be opened; expected 1 to 1024".encode())
+
+    def close(self) -> None:
+        handle, self.handle = self.handle, ctypes.c_void_p()
+        _native.library().grd_pool_close(handle)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 class Scorer:
-    """`grd_score_patches` for patches of one shape, with its buffers kept: (N, C, H, W) float32 pairs to scores."""
+    """`grd_score_patches` for patches of one shape, with its buffers kept: pairs (N, C, H, W) to scores.
+
+    Args:
+        shape: N, C, H, W; H and W >= 11 (Gaussian).
+        window: "gaussian" or "box".
+        local_window_px: side of the phi_local window, >= 1.
+        heatmap: whether it is wanted.
+        heatmap_dtype: float32, float16 or uint8; uint8 holds |X - X^| times heatmap_scale, rounded, at most 255.
+        pool: shares the patches out; None: the calling thread alone.
+        variant: kernel variant by name; None: GRD_FORCE_VARIANT, else the fastest.
+
+    Attributes:
+        ran: variant of the last call. It is "scalar" whatever is forced for box windows, phi_local windows above
+            256 px and patches narrower than a vector.
+    """
 
     def __init__(
         self,
@@ -244,45 +291,70 @@ class Scorer:
         window: str = "gaussian",
         local_window_px: int = 21,
         heatmap: bool = True,
+        heatmap_dtype: np.typing.DTypeLike = np.float32,
+        heatmap_scale: float = 255.0,
+        pool: Pool | None = None,
         variant: str | None = None,
     ) -> None:
         lib = self._lib = _native.library()
         n, c, h, w = shape
+        self._pool = pool
         self._params = _native.ScoreParams(
             window=_native.WINDOWS[window],
             local_window_px=local_window_px,
-            variant=active_score_variant(variant).encode(),
+            heatmap_scale=heatmap_scale,
+            variant=active_variant(variant).encode(),
+            pool=pool.handle if pool else None,
         )
         needed = lib.grd_score_workspace_bytes(ctypes.byref(self._params), c, h, w)
         if not needed:
             raise InputError(f"patches of {c}x{h}x{w} cannot be scored; both extents need at least 11 px")
         self._workspace = np.empty(needed, np.uint8)
         self._params.workspace, self._params.workspace_bytes = self._workspace.ctypes.data, needed
-        self._phi, self._local = np.empty(n, np.float32), np.empty(n, np.float32)
-        self._map = np.empty((n, 1, h, w), np.float32) if heatmap else None
+        self._phi, self._local, *self._range = (np.empty(n, np.float32) for _ in range(4))
+        self._map = np.empty((n, 1, h, w), heatmap_dtype) if heatmap else None
         self._map_view = _native.view(self._map) if heatmap else None
+        self._ran = ctypes.c_char_p()
         self._outputs = _native.ScoreOutputs(
             phi=self._phi.ctypes.data,
             phi_local=self._local.ctypes.data,
+            residual_min=self._range[0].ctypes.data,
+            residual_max=self._range[1].ctypes.data,
             heatmap=ctypes.pointer(self._map_view) if heatmap else None,
+            variant=ctypes.pointer(self._ran),
         )
 
-    def __call__(self, x: np.ndarray, x_hat: np.ndarray) -> PatchScores:
-        """Scores; the arrays returned are overwritten by the next call."""
+    @property
+    def ran(self) -> str | None:
+        return self._ran.value.decode() if self._ran.value else None
+
+    def __call__(self, x: np.ndarray, x_hat: np.ndarray, roi: np.ndarray | None = None) -> PatchScores:
+        """Scores; the arrays returned are overwritten by the next call.
+
+        Args:
+            x: uint8 (value / 255), float16 or float32, any strides.
+            x_hat: float16 or float32.
+            roi: (N or 1, 1, H, W) uint8 or bool, nonzero = of interest; None: everything is.
+
+        Raises:
+            InputError: shapes or dtypes that do not match.
+        """
+        mask = None if roi is None else _native.view(roi.view(np.uint8) if roi.dtype == bool else roi)
+        self._params.roi = ctypes.pointer(mask) if mask else None
         status = self._lib.grd_score_patches(
             ctypes.byref(self._params), _native.view(x), _native.view(x_hat), ctypes.byref(self._outputs)
         )
         _native.check(status)
-        return PatchScores(self._phi, self._local, None if self._map is None else self._map[:, 0])
+        return PatchScores(self._phi, self._local, None if self._map is None else self._map[:, 0], *self._range)
 
 
-def score_patches(x: np.ndarray, x_hat: np.ndarray, **options) -> PatchScores:
-    """One call of `Scorer`; the same arguments by name.
+def score_patches(x: np.ndarray, x_hat: np.ndarray, roi: np.ndarray | None = None, **options) -> PatchScores:
+    """One call of `Scorer`; the same arguments.
 
     Raises:
         InputError: shapes or dtypes that do not match.
     """
-    return Scorer(x.shape, **options)(x, x_hat)
+    return Scorer(x.shape, **options)(x, x_hat, roi)
 
 
 def cut_frame(frame: np.ndarray, grid, *, scale_px: int | None, channels: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from grd_edge.runtime import Inspector
 from grd_edge.score import score_patches_f64
 
 AWKWARD = [11, 12, 15, 16, 17, 31, 33, 63, 65]
-VARIANTS = [name for name, supported in runtime.score_variants().items() if supported]
+VARIANTS = [name for name, supported in runtime.kernel_variants().items() if supported]
 
 
 def families(h, w, c=1, seed=0):
@@ -92,7 +92,7 @@ def test_box_window(variant):
 
 def test_forcing_a_variant_works_or_fails_loudly():
     assert VARIANTS[0] == "scalar"
-    code = "from grd_edge.runtime import active_score_variant as a; print(a())"
+    code = "from grd_edge.runtime import active_variant as a; print(a())"
 
     def active(name):
         import os
@@ -103,12 +103,12 @@ def test_forcing_a_variant_works_or_fails_loudly():
 
     for name in VARIANTS:
         assert active(name).stdout.strip() == name
-        assert runtime.active_score_variant(name) == name
+        assert runtime.active_variant(name) == name
     missing = active("avx9000")
     assert missing.returncode != 0
     assert "unset GRD_FORCE_VARIANT" in missing.stderr
     with pytest.raises(InputError, match="known: scalar"):
-        runtime.active_score_variant("neonx")
+        runtime.active_variant("neonx")
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (48, 48, 3), (32, 32), (33, 95), (300, 300), (61, 200, 3)])

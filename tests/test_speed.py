@@ -6,7 +6,7 @@ from grd_edge.bench.baselines import race_scores
 from grd_edge.bench.timer import interleaved, speedup
 
 from grd_edge.errors import CheckFailedError
-from grd_edge.runtime import score_variants
+from grd_edge.runtime import kernel_variants
 
 
 def test_the_timer_alternates_checks_first_and_counts():
@@ -30,7 +30,7 @@ def test_the_timer_alternates_checks_first_and_counts():
 
 def test_the_scoring_kernel_beats_pytorch_and_opencv():
     pytest.importorskip("cv2")
-    if not any(supported for name, supported in score_variants().items() if name != "scalar"):
+    if not any(supported for name, supported in kernel_variants().items() if name != "scalar"):
         pytest.skip("this CPU has no vector variant; the scalar one is the definition and is not raced")
     race = race_scores(rounds=60)
     assert race["torch_separable_min_ms"] >= 15 * race["native_min_ms"], race

@@ -28,9 +28,9 @@ def doctor(json_: Json = False) -> None:
     healthy = True
     try:
         report["native library"] = f"{_native.library().grd_version_string().decode()} in {_native.library_dir()}"
-        variants = runtime.score_variants()
-        report["scoring kernels"] = ", ".join(f"{n}{'' if ok else ' (not on this CPU)'}" for n, ok in variants.items())
-        report["scoring kernel in use"] = runtime.active_score_variant()
+        variants = runtime.kernel_variants()
+        report["kernel variants"] = ", ".join(f"{n}{'' if ok else ' (not on this CPU)'}" for n, ok in variants.items())
+        report["kernel variant in use"] = runtime.active_variant()
     except GrdError as error:
         report["native library"], healthy = str(error), False
     libraries = _native.library_dir().glob("libgrd_backend_*.so")

@@ -83,6 +83,7 @@ enum {
     /* 50..59 the system */
     GRD_ERR_MEMORY = 50,
     GRD_ERR_IO = 51,
+    GRD_ERR_THREAD = 52, /* the system gave no thread */
     /* 90 a defect of ours; please report */
     GRD_ERR_INTERNAL = 90
 };
@@ -117,6 +118,26 @@ typedef struct grd_view {
 GRD_API grd_view grd_view_of_frame(const void *data, int32_t dtype, int64_t h, int64_t w, int64_t c,
                                    int64_t row_stride_bytes);
 
+/* ---------------------------------------------------------------- kernels */
+
+/* Scoring and cutting are compiled in variants, one per instruction set. Calls run the one that they force by name,
+ * else the one that the environment variable GRD_FORCE_VARIANT names, else the fastest that this CPU supports. A
+ * forced one that is unknown or not supported is GRD_ERR_VARIANT; nothing runs in its place. */
+
+/* The variants of this build, fastest last: "scalar", "avx2", ... NULL past the end. */
+GRD_API const char *grd_variant_name(int32_t index);
+/* 1 when this CPU runs the variant, 0 when not or unknown. */
+GRD_API int32_t grd_variant_supported(const char *name);
+/* Name of the variant that runs with `forced` (NULL: none forced by the call); NULL when it cannot run. */
+GRD_API const char *grd_variant_active(const char *forced);
+
+/* Threads for calls that take a pool. They sleep between calls. A pool serves one call at a time. */
+typedef struct grd_pool grd_pool;
+
+/* threads: 1 to 1024, the caller's own included. Errors: 10, 50, 52. */
+GRD_API grd_status grd_pool_open(int32_t threads, grd_pool **out);
+GRD_API void grd_pool_close(grd_pool *pool);
+
 /* ---------------------------------------------------------------- scoring */
 
 enum { /* grd_score_params.window */
@@ -128,8 +149,10 @@ typedef struct grd_score_params {
     uint32_t struct_size;
     int32_t window;          /* GRD_WINDOW_* */
     int32_t local_window_px; /* w of phi_local, >= 1; 0 = 21; cut to the map's size */
-    int32_t reserved;        /* 0 */
-    const char *variant;     /* kernel variant by name; NULL = GRD_FORCE_VARIANT, else the fastest supported */
+    float heatmap_scale;     /* of a UINT8 heatmap: |X - X^| times this, rounded to even, at most 255; 0 = 255 */
+    const char *variant;     /* see grd_variant_active */
+    const grd_view *roi;     /* N,1,H,W or 1,1,H,W UINT8, any strides, nonzero = of interest; NULL = everything */
+    grd_pool *pool;          /* shares the patches out; NULL = the caller's thread alone */
     void *workspace;         /* grd_score_workspace_bytes bytes, any alignment; NULL = allocated per call */
     size_t workspace_bytes;
 } grd_score_params;
@@ -141,27 +164,27 @@ typedef struct grd_score_outputs {
     float *phi_local;        /* N values in [0, 2]; NULL = not wanted */
     float *residual_min;     /* N values, least |X - X^| (channel mean); NULL = not wanted */
     float *residual_max;     /* N values, largest |X - X^| (channel mean); NULL = not wanted */
-    const grd_view *heatmap; /* N,1,H,W FLOAT32, mean over channels of |X - X^|; NULL = not wanted */
+    const grd_view *heatmap; /* N,1,H,W FLOAT32, FLOAT16 or UINT8, mean over channels of |X - X^|; NULL = not wanted */
+    const char **variant;    /* name of the variant that ran; NULL = not wanted */
 } grd_score_outputs;
 
 /* Scores N patches against their reconstructions in one pass (formula: docs/method.md, section 5).
- *   x, x_hat  FLOAT32, same extents, H and W >= 11 (Gaussian), C >= 1, any strides, values nominally [0, 1].
- * A patch that holds NaN or Inf scores NaN. Within 1e-6 of float64. Independent of batch and alignment.
- * params NULL = defaults. Errors: 10..17, GRD_ERR_MEMORY. */
+ *   x      UINT8 (value / 255, rounded once to FLOAT32), FLOAT16 or FLOAT32; H and W >= 11 (Gaussian), C >= 1, any
+ *          strides, values nominally [0, 1].
+ *   x_hat  FLOAT16 or FLOAT32, the same extents, any strides.
+ * A patch that holds NaN or Inf scores NaN. Within 1e-6 of float64 on the values as stored. Independent of batch,
+ * alignment and threads.
+ * With a mask of interest, pixels outside count for nothing: in x and x_hat they are taken as 0 whatever they hold,
+ * phi is the mean over the windows that hold a pixel of interest, the residual range is that of the pixels of
+ * interest, and the heatmap is 0 elsewhere. A patch without one scores NaN: nothing was seen of it.
+ * Box windows, phi_local windows above 256 px, and patches narrower than a vector run in `scalar` whatever is forced;
+ * outputs->variant says so. params NULL = defaults. Errors: 10..17, GRD_ERR_MEMORY. */
 GRD_API grd_status grd_score_patches(const grd_score_params *params, const grd_view *x, const grd_view *x_hat,
                                      const grd_score_outputs *outputs);
 
-/* Workspace that makes grd_score_patches free of allocation for patches of this size; 0 when the size is
- * not supported. Enough for every variant. */
+/* Workspace that makes grd_score_patches free of allocation for patches of this size and params->pool; 0 when the
+ * size is not supported. Enough for every variant. */
 GRD_API size_t grd_score_workspace_bytes(const grd_score_params *params, int64_t c, int64_t h, int64_t w);
-
-/* The kernel variants compiled in, fastest last: "scalar", "avx2", ... grd_score_variant_name returns NULL
- * past the end. */
-GRD_API const char *grd_score_variant_name(int32_t index);
-/* 1 when this CPU runs the variant, 0 when not or unknown. */
-GRD_API int32_t grd_score_variant_supported(const char *name);
-/* Name of the variant that a call with these params runs, NULL when the forced one cannot run. */
-GRD_API const char *grd_score_variant_active(const grd_score_params *params);
 
 /* ---------------------------------------------------------------- cutting */
 
@@ -256,7 +279,7 @@ typedef struct grd_inspector_params {
     const char *backend_dir; /* folder of libgrd_backend_<name>.so; NULL = the folder of this library */
     const char *vendor_dir;  /* folder of the vendor's libraries; NULL = GRD_VENDOR_DIR, else the backend's own
                                 folder, else the loader's path */
-    const char *score_variant; /* as grd_score_params.variant */
+    const char *variant;     /* of the kernels; see grd_variant_active */
 } grd_inspector_params;
 
 enum { /* decisions; anything but GRD_GOOD must be rejected */

@@ -297,12 +297,12 @@ grd_status grd_inspector_open(const grd_bundle *bundle, const grd_inspector_para
             inspector->frame_w = bundle->description.frame_w;
         }
         inspector->batch_limit = used.batch_limit > 0 ? used.batch_limit : 16;
-        inspector->variant = used.score_variant != nullptr ? used.score_variant : "";
+        inspector->variant = used.variant != nullptr ? used.variant : "";
         const grd_score_params scoring = inspector->score_params();
-        if (grd_score_variant_active(&scoring) == nullptr) {
+        if (grd_variant_active(scoring.variant) == nullptr) {
             const char *forced = std::getenv("GRD_FORCE_VARIANT");
             const char *name = scoring.variant != nullptr ? scoring.variant : forced != nullptr ? forced : "";
-            grd::fail(GRD_ERR_VARIANT, std::string("score variant ") + grd::quoted(name) +
+            grd::fail(GRD_ERR_VARIANT, std::string("kernel variant ") + grd::quoted(name) +
                                            (scoring.variant != nullptr ? "" : " of GRD_FORCE_VARIANT") +
                                            " is unknown or not supported by this CPU; leave it out to use the fastest");
         }

@@ -43,6 +43,7 @@ const char *grd_status_name(grd_status status) {
         GRD_CASE(GRD_ERR_FRAME_CHANNELS);
         GRD_CASE(GRD_ERR_MEMORY);
         GRD_CASE(GRD_ERR_IO);
+        GRD_CASE(GRD_ERR_THREAD);
         GRD_CASE(GRD_ERR_INTERNAL);
 #undef GRD_CASE
     default:

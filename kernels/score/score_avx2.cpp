@@ -74,17 +74,12 @@ struct Avx2 {
     static I ishift(I a, int bits) { return _mm256_srl_epi32(a, _mm_cvtsi32_si128(bits)); }
 };
 
-Result run(const Job &job, const Patch &patch, void *scratch) {
-    if (!Fused<Avx2>::takes(job)) return variant_scalar.run(job, patch, scratch);
-    return Fused<Avx2>(job, patch, scratch).run();
-}
-
-size_t scratch_bytes(const Job &job) {
-    return Fused<Avx2>::takes(job) ? Fused<Avx2>::scratch_bytes(job) : variant_scalar.scratch_bytes(job);
-}
+bool takes(const Job &job) { return Fused<Avx2>::takes(job); }
+size_t scratch_bytes(const Job &job) { return Fused<Avx2>::scratch_bytes(job); }
+Result run(const Job &job, const Patch &patch, void *scratch) { return Fused<Avx2>(job, patch, scratch).run(); }
 
 } // namespace
 
-const Variant variant_avx2 = {scratch_bytes, run};
+const Variant variant_avx2 = {takes, scratch_bytes, run};
 
 } // namespace grd::score

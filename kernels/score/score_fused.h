@@ -100,8 +100,8 @@ template <class V> class Fused {
             double s = 0, d = 0, count = 0;
             for (int64_t y = 0; y < job.h; y += step_y) {
                 for (int64_t x = 0; x < job.w; x += step_x) {
-                    const double p = load_pixel(pixel_at(patch.x, c, y, x));
-                    const double q = load_pixel(pixel_at(patch.x_hat, c, y, x));
+                    const double p = load_float(pixel_at(patch.x, c, y, x));
+                    const double q = load_float(pixel_at(patch.x_hat, c, y, x));
                     s += p + q;
                     d += p - q;
                     count++;
@@ -123,14 +123,14 @@ template <class V> class Fused {
     /* kL pixels of a row: in place, or one by one into `gathered`. */
     static GRD_INLINE F load_pixels(const char *from, int64_t stride_x, float *gathered) {
         if (stride_x == sizeof(float)) return V::load(from);
-        for (int i = 0; i < kL; i++) gathered[i] = load_pixel(from + i * stride_x);
+        for (int i = 0; i < kL; i++) gathered[i] = load_float(from + i * stride_x);
         return V::load(gathered);
     }
     static GRD_INLINE void store_pixels(char *to, int64_t stride_x, F value) {
         if (stride_x == sizeof(float)) return V::store(to, value);
         float values[kL];
         V::store(values, value);
-        for (int i = 0; i < kL; i++) store_pixel(to + i * stride_x, values[i]);
+        for (int i = 0; i < kL; i++) store_float(to + i * stride_x, values[i]);
     }
 
     /* The common patch: one channel, every row dense. */
@@ -335,15 +335,18 @@ template <class V> class Fused {
             if (largest[i] > out.residual_max) out.residual_max = largest[i];
             if (local[i] > local_sum) local_sum = local[i];
         }
-        const double positions = static_cast<double>(job.map_h) * static_cast<double>(job.map_w);
         const double window = static_cast<double>(job.local) * static_cast<double>(job.local);
-        out.phi = static_cast<float>(ldexp(static_cast<double>(phi_sum), -fixed.scale_bits) / positions);
+        out.phi = static_cast<float>(ldexp(static_cast<double>(phi_sum), -fixed.scale_bits) / static_cast<double>(patch.positions));
         out.phi_local = static_cast<float>(ldexp(local_sum, fixed.sum_shift - fixed.scale_bits) / window);
         return out;
     }
 
   public:
-    static bool takes(const Job &job) { return !job.box && job.w >= kL && job.local <= kLargestLocal; }
+    static bool takes(const Job &job) {
+        const bool floats = job.x_dtype == GRD_FLOAT32 && job.x_hat_dtype == GRD_FLOAT32 &&
+                            job.heatmap_dtype == GRD_FLOAT32;
+        return floats && !job.masked && !job.box && job.w >= kL && job.local <= kLargestLocal;
+    }
 
     static size_t scratch_bytes(const Job &job) {
         Layout unused;

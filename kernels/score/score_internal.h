@@ -13,6 +13,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "grd_edge.h"
+
 namespace grd::score {
 
 /* The Gaussian window: exp(-k^2 / (2 * 1.5^2)) for k = -5..5, divided by its sum.
@@ -28,7 +30,7 @@ constexpr double kGaussian[kTaps] = {
 constexpr double kC1 = 0.01 * 0.01;
 constexpr double kC2 = 0.03 * 0.03;
 
-/* One call: the size of a patch and what is wanted of it. */
+/* One call: the size and kind of its patches and what is wanted of them. */
 struct Job {
     int64_t c, h, w;
     int64_t map_h, map_w; /* of the distance map: h - 10, w - 10 (Gaussian) or h, w (box) */
@@ -37,6 +39,9 @@ struct Job {
     bool want_phi;
     bool want_local;
     bool want_residual;   /* residual_min, residual_max or the heatmap */
+    int32_t x_dtype, x_hat_dtype, heatmap_dtype; /* GRD_UINT8, GRD_FLOAT16, GRD_FLOAT32 */
+    float heatmap_scale;                         /* of a UINT8 heatmap */
+    bool masked;                                 /* patches come with a mask of interest */
 };
 
 /* One patch: where its pixels lie. Strides in bytes, any sign; pointers need no alignment. */
@@ -44,9 +49,15 @@ struct Image {
     const char *data;
     int64_t stride_c, stride_y, stride_x;
 };
+struct Mask {
+    const uint8_t *data; /* nonzero = of interest; NULL = every pixel is */
+    int64_t stride_y, stride_x;
+};
 struct Patch {
     Image x, x_hat;
-    char *heatmap; /* NULL = not wanted */
+    Mask roi;
+    int64_t positions; /* of the map, over which phi is the mean: those whose window holds a pixel of interest */
+    char *heatmap;     /* NULL = not wanted */
     int64_t heatmap_stride_y, heatmap_stride_x;
 };
 
@@ -56,15 +67,21 @@ struct Result {
 };
 
 struct Variant {
+    /* Whether it runs this job; otherwise `scalar` does, which runs every one. */
+    bool (*takes)(const Job &job);
     /* Scratch for any patch of this job, in bytes. */
     size_t (*scratch_bytes)(const Job &job);
-    /* scratch: scratch_bytes bytes, aligned to kAlign, contents unspecified. */
+    /* scratch: scratch_bytes bytes, aligned to kAlign, contents unspecified. patch.roi is neither empty nor whole. */
     Result (*run)(const Job &job, const Patch &patch, void *scratch);
 };
 
-#define GRD_SCORE_VARIANT(name, supported) extern const Variant variant_##name;
-#include "score/score_variants.inc"
-#undef GRD_SCORE_VARIANT
+#define GRD_VARIANT(name, supported) extern const Variant variant_##name;
+#include "variants.inc"
+#undef GRD_VARIANT
+
+/* Positions of the map whose window holds a pixel of interest: 0 when no pixel is. *whole: every pixel is.
+ * scratch: job.w int64_t. */
+int64_t positions_of_interest(const Job &job, const Mask &roi, int64_t *scratch, bool *whole);
 
 constexpr size_t kAlign = 64;
 
@@ -89,15 +106,70 @@ class Arena {
 } // namespace
 
 /* Views may start at any byte, so single pixels travel through memcpy (one move instruction). */
-static inline float load_pixel(const char *at) {
+static inline float load_float(const char *at) {
     float value;
     memcpy(&value, at, sizeof value);
     return value;
 }
-static inline void store_pixel(char *at, float value) { memcpy(at, &value, sizeof value); }
+static inline void store_float(char *at, float value) { memcpy(at, &value, sizeof value); }
+
+/* IEEE binary16 by hand: not every CPU and compiler of ours has the type. */
+static inline float float_from_half(uint16_t half) {
+    const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16, magnitude = half & 0x7fffu;
+    const float scaled = static_cast<float>(magnitude & 0x3ffu) * 0x1p-24f; /* of zero and subnormals */
+    uint32_t bits;
+    if (magnitude < 0x400u) memcpy(&bits, &scaled, sizeof bits);
+    else bits = (magnitude << 13) + (magnitude < 0x7c00u ? 112u << 23 : 224u << 23);
+    bits |= sign;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+/* To nearest, ties to even; NaN stays NaN. */
+static inline uint16_t half_from_float(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+    if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u); /* 65520 and more */
+    if (magnitude < 0x38800000u) { /* below 2^-14: the sum's last bit is worth 2^-24 */
+        float sum;
+        memcpy(&sum, &magnitude, sizeof sum);
+        sum += 0.5f;
+        memcpy(&bits, &sum, sizeof bits);
+        return static_cast<uint16_t>(sign | (bits - 0x3f000000u));
+    }
+    const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
+    return static_cast<uint16_t>(sign | (rounded - (112u << 23)) >> 13);
+}
+
+static inline float load_pixel(const char *at, int32_t dtype) {
+    if (dtype == GRD_FLOAT32) return load_float(at);
+    if (dtype == GRD_UINT8) return static_cast<float>(*reinterpret_cast<const uint8_t *>(at)) / 255.0f;
+    uint16_t half;
+    memcpy(&half, at, sizeof half);
+    return float_from_half(half);
+}
+
+/* The heatmap's value of a residual >= 0. */
+static inline void store_residual(const Job &job, char *at, float value) {
+    if (job.heatmap_dtype == GRD_FLOAT32) return store_float(at, value);
+    if (job.heatmap_dtype == GRD_FLOAT16) {
+        const uint16_t half = half_from_float(value);
+        memcpy(at, &half, sizeof half);
+        return;
+    }
+    const float scaled = value * job.heatmap_scale;
+    /* Adding 2^23 rounds to an integer, ties to even. NaN is 255: the patch is refused anyway. */
+    const float whole = scaled < 255.0f ? (scaled + 8388608.0f) - 8388608.0f : 255.0f;
+    *reinterpret_cast<uint8_t *>(at) = static_cast<uint8_t>(whole);
+}
 
 static inline const char *pixel_at(const Image &image, int64_t c, int64_t y, int64_t x) {
     return image.data + c * image.stride_c + y * image.stride_y + x * image.stride_x;
+}
+static inline bool of_interest(const Mask &roi, int64_t y, int64_t x) {
+    return !roi.data || roi.data[y * roi.stride_y + x * roi.stride_x] != 0;
 }
 
 } // namespace grd::score

@@ -73,8 +73,9 @@ void average_row(const Job &job, const Patch &patch, const double *taps, int64_t
     for (int64_t x = 0; x < job.w + 2 * pad; x++) line[x] = zero;
     if (y >= 0 && y < job.h) {
         for (int64_t x = 0; x < job.w; x++) {
-            const double p = load_pixel(pixel_at(patch.x, c, y, x));
-            const double q = load_pixel(pixel_at(patch.x_hat, c, y, x));
+            if (!of_interest(patch.roi, y, x)) continue; /* both are taken as 0, whatever they hold */
+            const double p = load_pixel(pixel_at(patch.x, c, y, x), job.x_dtype);
+            const double q = load_pixel(pixel_at(patch.x_hat, c, y, x), job.x_hat_dtype);
             const double s = p + q, d = p - q;
             line[x + pad] = {s, d, s * s, d * d};
         }
@@ -108,10 +109,10 @@ void distance_map(const Job &job, const Patch &patch, const Layout &at) {
     }
 }
 
-double mean_of_map(const Job &job, const double *distance) {
+double mean_of_map(const Job &job, const double *distance, int64_t positions) {
     double sum = 0;
     for (int64_t i = 0; i < job.map_h * job.map_w; i++) sum += distance[i];
-    return sum / static_cast<double>(job.map_h * job.map_w);
+    return sum / static_cast<double>(positions);
 }
 
 /* The largest mean over a local x local window. Sliding sums in float64 drift by 1e-16 a step; a NaN would
@@ -144,18 +145,19 @@ bool residuals(const Job &job, const Patch &patch, double *row, Result *result) 
         for (int64_t x = 0; x < job.w; x++) row[x] = 0;
         for (int64_t c = 0; c < job.c; c++) {
             for (int64_t x = 0; x < job.w; x++) {
-                const double p = load_pixel(pixel_at(patch.x, c, y, x));
-                const double q = load_pixel(pixel_at(patch.x_hat, c, y, x));
+                if (!of_interest(patch.roi, y, x)) continue;
+                const double p = load_pixel(pixel_at(patch.x, c, y, x), job.x_dtype);
+                const double q = load_pixel(pixel_at(patch.x_hat, c, y, x), job.x_hat_dtype);
                 row[x] += fabs(p - q);
             }
         }
         for (int64_t x = 0; x < job.w; x++) {
             const float mean = static_cast<float>(row[x] / static_cast<double>(job.c));
             finite = finite && isfinite(row[x]);
-            if (mean < least) least = mean;
+            if (mean < least && of_interest(patch.roi, y, x)) least = mean;
             if (mean > largest) largest = mean;
             if (patch.heatmap)
-                store_pixel(patch.heatmap + y * patch.heatmap_stride_y + x * patch.heatmap_stride_x, mean);
+                store_residual(job, patch.heatmap + y * patch.heatmap_stride_y + x * patch.heatmap_stride_x, mean);
         }
     }
     result->residual_min = least;
@@ -171,13 +173,15 @@ Result run(const Job &job, const Patch &patch, void *scratch) {
         return {NAN, NAN, NAN, NAN};
     if (job.want_phi || job.want_local) {
         distance_map(job, patch, at);
-        const double phi = mean_of_map(job, at.distance);
+        const double phi = mean_of_map(job, at.distance, patch.positions);
         if (!isfinite(phi)) return {NAN, NAN, NAN, NAN};
         result.phi = static_cast<float>(positive(phi));
         if (job.want_local) result.phi_local = static_cast<float>(largest_local_mean(job, at));
     }
     return result;
 }
+
+bool takes(const Job &) { return true; }
 
 size_t scratch_bytes(const Job &job) {
     Layout unused;
@@ -186,6 +190,6 @@ size_t scratch_bytes(const Job &job) {
 
 } // namespace
 
-const Variant variant_scalar = {scratch_bytes, run};
+const Variant variant_scalar = {takes, scratch_bytes, run};
 
 } // namespace grd::score

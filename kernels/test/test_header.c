@@ -13,7 +13,7 @@ static void check_pinned_values(void) {
     CHECK(GRD_ERR_BUNDLE_MISSING == 20 && GRD_ERR_BUNDLE_ENGINE == 25);
     CHECK(GRD_ERR_BACKEND_MISSING == 30 && GRD_ERR_DEVICE == 36);
     CHECK(GRD_ERR_FRAME_SIZE == 40 && GRD_ERR_FRAME_CHANNELS == 41);
-    CHECK(GRD_ERR_MEMORY == 50 && GRD_ERR_IO == 51 && GRD_ERR_INTERNAL == 90);
+    CHECK(GRD_ERR_MEMORY == 50 && GRD_ERR_IO == 51 && GRD_ERR_THREAD == 52 && GRD_ERR_INTERNAL == 90);
     CHECK(GRD_GOOD == 0 && GRD_DEFECTIVE == 1 && GRD_UNDECIDED == 2);
     CHECK(GRD_UINT8 == 1 && GRD_UINT16 == 2 && GRD_FLOAT16 == 3 && GRD_FLOAT32 == 4);
 }
@@ -22,8 +22,8 @@ static void check_pinned_values(void) {
 static void check_layouts(void) {
     if (sizeof(void *) != 8) return;
     CHECK(sizeof(grd_view) == 80);
-    CHECK(sizeof(grd_score_params) == 40);
-    CHECK(sizeof(grd_score_outputs) == 48);
+    CHECK(sizeof(grd_score_params) == 56);
+    CHECK(sizeof(grd_score_outputs) == 56);
     CHECK(sizeof(grd_cut_params) == 32);
     CHECK(sizeof(grd_grid) == 24);
     CHECK(sizeof(grd_bundle_info) == 80);
@@ -50,7 +50,7 @@ static void check_names(void) {
         CHECK(strncmp(name, "GRD_", 4) == 0);
         if (status < 0) CHECK(!known);
     }
-    CHECK(named == 27);
+    CHECK(named == 28);
     CHECK(strcmp(grd_status_name(GRD_OK), "GRD_OK") == 0);
     CHECK(strcmp(grd_status_name(GRD_ERR_BUNDLE_HASH), "GRD_ERR_BUNDLE_HASH") == 0);
 }

@@ -489,7 +489,7 @@ static void check_open_errors(void) {
     WITH(precision, "", GRD_ERR_BUNDLE_ENGINE);
     WITH(backend_dir, "/nowhere", GRD_ERR_BACKEND_MISSING);
     WITH(backend_dir, NULL, GRD_ERR_BACKEND_MISSING); /* not beside the library */
-    WITH(score_variant, "fastest", GRD_ERR_VARIANT);
+    WITH(variant, "fastest", GRD_ERR_VARIANT);
 #undef WITH
     grd_bundle *bundle;
     grd_inspector *inspector = NULL;

@@ -48,7 +48,7 @@ def test_doctor_finds_everything_here():
     report = json.loads(run("doctor", "--json").stdout)
     assert "openvino" in report["backends"]
     assert report["verdict"] == "cpu inference can run"
-    assert "scalar" in report["scoring kernels"]
+    assert "scalar" in report["kernel variants"]
 
 
 def test_validate_config(tmp_path):
