@@ -6,10 +6,22 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "grd_edge.h"
 
 namespace grd {
 namespace {
+
+#if defined(__x86_64__)
+/* Clang 14 does not know the name in __builtin_cpu_supports. */
+bool cpu_has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
 
 struct Entry {
     const char *name;
