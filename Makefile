@@ -21,9 +21,9 @@ lint: $(STAMP)
 fuzz: $(STAMP)
 	GRD_FUZZ_FULL=1 $(BIN)/python -m pytest -q tests/native/test_fuzz.py
 
-# The C tests under AddressSanitizer, LeakSanitizer and UndefinedBehaviorSanitizer.
+# The C tests under AddressSanitizer, LeakSanitizer and UndefinedBehaviorSanitizer, pools under ThreadSanitizer.
 sanitize: $(STAMP)
-	$(BIN)/python -m pytest -q tests/native -k sanitizers
+	$(BIN)/python -m pytest -q tests/native -k sanitizer
 
 # Rebuilt when the native sources change; Python sources are installed in place.
 $(STAMP): $(NATIVE)

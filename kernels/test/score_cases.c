@@ -176,7 +176,7 @@ definition reference(int box, int local, const float *x, const float *y, const u
                     reference_at(box, a + c * plane, b + c * plane, h, w, r + shift, q + shift) / channels;
         }
     }
-    for (int i = 0; i < map_h * map_w; i++) out.phi += map[i] / positions;
+    for (int i = 0; i < map_h * map_w && positions > 0; i++) out.phi += map[i] / positions;
     if (local > map_h) local = map_h;
     if (local > map_w) local = map_w;
     for (int r = 0; r + local <= map_h; r++) {

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def build_native(folder: Path, *options: str) -> Path:
+def build_native(folder: Path, *options: str, targets: tuple[str, ...] = ("all",)) -> Path:
     cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
     assert cmake, "cmake is missing: pip install '.[dev]'"
     configure = [
@@ -27,7 +27,7 @@ def build_native(folder: Path, *options: str) -> Path:
         f"-DPython_EXECUTABLE={sys.executable}",
         *options,
     ]
-    for command in (configure, [cmake, "--build", str(folder)]):
+    for command in (configure, [cmake, "--build", str(folder), "--target", *targets]):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return folder
@@ -45,3 +45,10 @@ def sanitized_build():
     return build_native(
         ROOT / "build" / "sanitized", "-DGRD_SANITIZE=address;undefined;float-cast-overflow;float-divide-by-zero"
     )
+
+
+@pytest.fixture(scope="session")
+def thread_sanitized_build():
+    """What runs on pools, under ThreadSanitizer."""
+    options = ("-DGRD_SANITIZE=thread", "-DGRD_WITH_OPENVINO=OFF")
+    return build_native(ROOT / "build" / "threads", *options, targets=("test_pool",))

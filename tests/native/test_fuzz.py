@@ -123,11 +123,11 @@ def test_bundles_of_the_corpus(readers, path):
     assert readers.opened_by_python()[0] == accepted, readers.opened_by_python()
 
 
-@pytest.mark.parametrize("target", ["bundle", "onnx", "sha256"])
+@pytest.mark.parametrize("target", ["bundle", "kernels", "onnx", "sha256"])
 def test_fuzz_targets_run_over_their_corpus_and_changes_of_it(sanitized_build, target):
     files = sorted((CORPUS / target).glob("*"))
     assert files
-    runs = 200_000 if target != "bundle" else 2_000
+    runs = {"bundle": 2_000, "kernels": 50_000}.get(target, 200_000)
     run_sanitized(sanitized_build / "kernels" / "fuzz" / f"fuzz_{target}", runs, *files)
 
 

@@ -29,6 +29,13 @@ def test_c_tests_pass_under_sanitizers(sanitized_build):
     ctest(sanitized_build)
 
 
+def test_pools_pass_under_the_thread_sanitizer(thread_sanitized_build):
+    program = thread_sanitized_build / "kernels" / "test" / "test_pool"
+    done = subprocess.run([str(program)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+    assert done.stdout.endswith(" passed, 0 failed\n")
+
+
 STRUCTURES = {
     "grd_view": _native.View,
     "grd_score_params": _native.ScoreParams,
