@@ -36,8 +36,9 @@ static uint8_t next(reader *in) { /* 0 past the end */
 
 static int64_t value_of(uint8_t byte) {
     static const int64_t kOdd[] = {
-        INT64_MAX, INT64_MIN, INT64_MIN + 1, INT64_MAX / 2, INT32_MAX, INT32_MIN, (int64_t)1 << 32, ((int64_t)1 << 32) + 11,
-        1 << 24, (1 << 24) + 1, 4096, 4097, 65536, 65537, 256, 257, -256, -4096, (int64_t)1 << 61, -((int64_t)1 << 40)};
+        INT64_MAX, INT64_MIN, INT64_MIN + 1, INT64_MAX / 2, INT32_MAX, INT32_MIN, (int64_t)1 << 32,
+        ((int64_t)1 << 32) + 11, 1 << 24, (1 << 24) + 1, 4096, 4097, 65536, 65537, 256, 257, -256, -4096,
+        (int64_t)1 << 61, -((int64_t)1 << 40)};
     if (byte < 192) return (int64_t)byte - 64;
     return kOdd[byte % (sizeof kOdd / sizeof kOdd[0])];
 }
@@ -237,7 +238,8 @@ static int verdict_of_call(const call *one) {
     const int has_params = !(one->given & 1);
     if (has_params && verdict_of_params(&one->params) == REFUSE) return REFUSE;
     if (has_params && one->params.variant != NULL && !grd_variant_supported(one->params.variant)) return REFUSE;
-    int verdict = least(verdict_of_view(x, bytes | halves | floats, 0), verdict_of_view(&one->view[X_HAT], halves | floats, 0));
+    int verdict = verdict_of_view(x, bytes | halves | floats, 0);
+    verdict = least(verdict, verdict_of_view(&one->view[X_HAT], halves | floats, 0));
     if (verdict == REFUSE || !same_extents(&one->view[X_HAT], x->extent[0], x->extent[1], x)) return REFUSE;
     const int64_t smallest = has_params && one->params.window == GRD_WINDOW_BOX ? 1 : 11;
     for (int axis = 2; axis < 4; ++axis)
@@ -282,8 +284,8 @@ static void score(call *one) {
     if (verdict == SKIP) return;
     for (int i = 0; i < VIEWS; ++i) {
         double before = 0;
-        const int taken = verdict == TAKE && (i < HEATMAP || (i == HEATMAP ? one->wanted & 16 : one->given & 16 && !(one->given & 1)));
-        const size_t size = taken ? (size_t)reach_of(&one->view[i], &before) : 1;
+        const int used[VIEWS] = {1, 1, one->wanted & 16, (one->given & 17) == 16};
+        const size_t size = verdict == TAKE && used[i] ? (size_t)reach_of(&one->view[i], &before) : 1;
         memory[i] = allocated(size, i == HEATMAP ? kUntouched : 0x3c, i == HEATMAP ? 0 : one->seed * (uint32_t)(i + 1));
         if (one->view[i].data != NULL) one->view[i].data = memory[i].bytes + (size_t)before;
     }
@@ -380,7 +382,8 @@ static void open_pool(reader *in) {
     grd_pool *pool = NULL;
     if (threads > 2 && threads <= 1024) return; /* valid, and too slow for here */
     const grd_status status = grd_pool_open(threads, &pool);
-    REQUIRE(status == (threads < 1 || threads > 1024 ? GRD_ERR_ARGUMENT : GRD_OK) && (pool != NULL) == (status == GRD_OK));
+    REQUIRE(status == (threads < 1 || threads > 1024 ? GRD_ERR_ARGUMENT : GRD_OK));
+    REQUIRE((pool != NULL) == (status == GRD_OK));
     grd_pool_close(pool);
 }
 
