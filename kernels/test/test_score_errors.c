@@ -20,10 +20,11 @@ enum { kListedCount = sizeof kListed / sizeof kListed[0] };
 
 typedef struct call {
     grd_score_params params;
-    grd_view x, x_hat, heatmap;
+    grd_view x, x_hat, heatmap, roi;
     grd_score_outputs outputs;
     scores s;
     float pixels[2][20 * 20], heat[20 * 20];
+    uint8_t mask[20 * 20];
 } call;
 
 static void fresh_call(call *c) {
@@ -33,6 +34,9 @@ static void fresh_call(call *c) {
     c->x = dense_view(c->pixels[0], 1, 1, 20, 20);
     c->x_hat = dense_view(c->pixels[1], 1, 1, 20, 20);
     c->heatmap = dense_view(c->heat, 1, 1, 20, 20);
+    memset(c->mask, 1, sizeof c->mask);
+    c->roi = dense_view(c->mask, 1, 1, 20, 20);
+    c->roi.dtype = GRD_UINT8;
     memset(&c->s, 0xA5, sizeof c->s);
     memset(c->heat, 0xA5, sizeof c->heat);
     c->outputs = outputs_of(&c->s, &c->heatmap);
@@ -112,6 +116,27 @@ static void check_errors(void) {
     EXPECT(GRD_ERR_STRIDE, c.heatmap.stride_bytes[2] = 80); /* the others 0: all columns in one place */
     EXPECT(GRD_ERR_STRIDE, (c.heatmap.stride_bytes[2] = 80, c.heatmap.stride_bytes[3] = -2));
     EXPECT(GRD_OK, c.x.stride_bytes[2] = 80); /* inputs may repeat pixels */
+
+    for (int32_t dtype = 0; dtype <= 5; dtype++) {
+        const int real = dtype == GRD_FLOAT16 || dtype == GRD_FLOAT32, bytes = dtype == GRD_UINT8;
+        EXPECT(real || bytes ? GRD_OK : GRD_ERR_DTYPE, c.x.dtype = dtype);
+        EXPECT(real ? GRD_OK : GRD_ERR_DTYPE, c.x_hat.dtype = dtype);
+        EXPECT(real || bytes ? GRD_OK : GRD_ERR_DTYPE, c.heatmap.dtype = dtype);
+        EXPECT(bytes ? GRD_OK : GRD_ERR_DTYPE, (c.params.roi = &c.roi, c.roi.dtype = dtype));
+    }
+    EXPECT(GRD_ERR_STRIDE, (c.heatmap.dtype = GRD_FLOAT16, c.heatmap.stride_bytes[2] = 80,
+                            c.heatmap.stride_bytes[3] = 1)); /* pixels of two bytes */
+
+    EXPECT(GRD_OK, c.params.roi = &c.roi);
+    EXPECT(GRD_ERR_ARGUMENT, (c.params.roi = &c.roi, c.roi.data = NULL));
+    EXPECT(GRD_ERR_SPACE, (c.params.roi = &c.roi, c.roi.space = 1));
+    for (int axis = 0; axis < 4; axis++) {
+        EXPECT(GRD_ERR_SHAPE, (c.params.roi = &c.roi, c.roi.extent[axis] += 1));
+        EXPECT(GRD_ERR_SHAPE, (c.params.roi = &c.roi, c.roi.extent[axis] = 0));
+        if (axis > 1) EXPECT(GRD_ERR_SHAPE, (c.params.roi = &c.roi, c.roi.extent[axis] -= 1));
+    }
+    EXPECT(GRD_ERR_STRIDE, (c.params.roi = &c.roi, c.roi.stride_bytes[3] = INT64_MIN));
+    EXPECT(GRD_OK, (c.params.roi = &c.roi, c.roi.stride_bytes[2] = 20)); /* masks may repeat pixels */
 
     EXPECT(GRD_ERR_VARIANT, c.params.variant = "abacus");
     EXPECT(GRD_ERR_VARIANT, c.params.variant = "");
