@@ -62,9 +62,8 @@ def score_patches(
     with _pool(torch.get_num_threads() if len(x) > 1 else 1) as pool:
         found = runtime.score_patches(*arrays, pool=pool, **options)
     maps = torch.from_numpy(found.heatmap).unsqueeze(1) if heatmap else _empty(x, heatmap)[2]
-    phi, phi_local, low, high = map(
-        torch.from_numpy, (found.phi, found.phi_local, found.residual_min, found.residual_max)
-    )
+    values = (found.phi, found.phi_local, found.residual_min, found.residual_max)
+    phi, phi_local, low, high = map(torch.from_numpy, values)
     return phi, phi_local, maps, low, high
 
 
