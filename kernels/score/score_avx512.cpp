@@ -1,7 +1,18 @@
-/* score_avx512.cpp - score_fused.h over AVX-512: 16 lanes. Compiled with -mavx512f -mavx512vl -mavx512bw
- * -mavx512dq -mfma.
+/* score_avx512.cpp - phi, phi_local and the heatmap in one pass, over AVX-512: 16 lanes. Compiled with -mavx512f
+ * -mavx512vl -mavx512bw -mavx512dq -mfma.
  *
  * SPDX-License-Identifier: Apache-2.0
+ *
+ * The formulas are those of score_blur.h. What differs is the layout. A row of w pixels is cut into 16 segments of
+ * span = ceil(w / 16) pixels, one per lane: vector i holds pixels i, span + i, 2 span + i, ... Neighbors along x are
+ * then whole vectors, as neighbors along y are anyway: vector span + i is vector i moved by one lane. Only the two
+ * maps of the input are ever transposed, and nothing is transposed back, for sums over the map need no order.
+ *
+ * Work goes by batches of kBatch rows of the distance map:
+ *   take rows   each new input row once: heatmap, range, s and d in segments
+ *   blur y      means and variances of each column, kBatch rows at a time
+ *   blur x      the same along each row, then the distance formula
+ *   sums        distances -> fixed point; running sums along each lane give phi and the windows of phi_local
  */
 #include <immintrin.h>
 
@@ -10,79 +21,453 @@
 namespace grd::score {
 namespace {
 
-/* Vector traits, see score_fused.h. Loads and stores take any alignment. */
-struct Avx512 {
-    using F = __m512;
-    using I = __m512i;
-    struct Wide { /* kLanes sums of 64 bits, in order */
-        __m512i low, high;
+using F = __m512;
+using I = __m512i;
+
+constexpr int kL = 16;
+constexpr int kBatch = 8;                     /* rows of the map at a time */
+constexpr int kRows = kBatch + kTaps - 1;     /* rows of the input they depend on */
+constexpr int kHeld = kRows + 3 * kBatch;     /* input rows held before they are moved up */
+constexpr int kStride = 8;                    /* vectors at a time along x */
+constexpr int64_t kFlush = 64;                /* distances in fixed point whose sum stays below 2^32 */
+
+GRD_INLINE F set(float v) { return _mm512_set1_ps(v); }
+GRD_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+GRD_INLINE F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); } /* c - a b */
+
+/* Lanes [0, count), count of any size. */
+GRD_INLINE __mmask16 first_lanes(int64_t count) {
+    return static_cast<__mmask16>(count >= kL ? 0xffff : count <= 0 ? 0 : (1 << count) - 1);
+}
+
+/* Each lane takes the value of the next one. */
+GRD_INLINE F next_lane(F v) {
+    const I bits = _mm512_castps_si512(v);
+    return _mm512_castsi512_ps(_mm512_alignr_epi32(bits, bits, 1));
+}
+
+GRD_INLINE void transpose(F *v) {
+    F a[kL], b[kL];
+    GRD_UNROLL for (int i = 0; i < kL; i += 2) {
+        a[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+        a[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+    }
+    GRD_UNROLL for (int i = 0; i < kL; i += 4) {
+        b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
+        b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xee);
+        b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+        b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+    }
+    GRD_UNROLL for (int i = 0; i < 4; i++) {
+        const F c = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88), d = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xdd);
+        const F e = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x88);
+        const F f = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0xdd);
+        v[i] = _mm512_shuffle_f32x4(c, e, 0x88);
+        v[i + 4] = _mm512_shuffle_f32x4(d, f, 0x88);
+        v[i + 8] = _mm512_shuffle_f32x4(c, e, 0xdd);
+        v[i + 12] = _mm512_shuffle_f32x4(d, f, 0xdd);
+    }
+}
+
+/* Weighted sum of the differences around center r; see score_blur.h. */
+GRD_INLINE F blur_steps(const F *step, int r) {
+    const F *mid = step + r + kReach;
+    F sum = set(kTailWeights[4]) * (mid[4] - mid[-5]);
+    GRD_UNROLL for (int k = 3; k >= 0; k--) sum = fma(set(kTailWeights[k]), mid[k] - mid[-1 - k], sum);
+    return sum;
+}
+
+/* Mean and variance along y of kBatch centers among kRows rows. */
+GRD_INLINE void blur_column(const F *in, int64_t pitch, F *mean, F *var, int64_t out_pitch) {
+    F step[kRows - 1], square_step[kRows - 1], last = in[0];
+    GRD_UNROLL for (int i = 0; i < kRows - 1; i++) {
+        const F next = in[(i + 1) * pitch];
+        step[i] = next - last;
+        square_step[i] = step[i] * (next + last);
+        last = next;
+        const int r = i - (kTaps - 2);
+        if (r < 0) continue;
+        const F center = in[(r + kReach) * pitch], delta = blur_steps(step, r), m = center + delta;
+        mean[r * out_pitch] = m;
+        var[r * out_pitch] = fnma(delta, center + m, blur_steps(square_step, r));
+    }
+}
+
+/* Mean and variance under the whole window along one row, from the means and variances of its columns. */
+GRD_INLINE void blur_row(const F *in_mean, const F *in_var, F *mean, F *var, int64_t span) {
+    constexpr int kOld = kTaps - 2;
+    F step[kOld + kStride], square_step[kOld + kStride], last = in_mean[0], last_var = in_var[0];
+    const auto take = [&](int i, F next, F next_var) {
+        step[i] = next - last;
+        square_step[i] = fma(step[i], next + last, next_var - last_var);
+        last = next, last_var = next_var;
     };
-    static constexpr int kLanes = 16;
-    static constexpr int kChunk = 1, kSlack = 2;
-
-    static F load(const void *at) { return _mm512_loadu_ps(at); }
-    static void store(void *at, F v) { _mm512_storeu_ps(at, v); }
-    static F set(float v) { return _mm512_set1_ps(v); }
-    static F add(F a, F b) { return _mm512_add_ps(a, b); }
-    static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
-    static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
-    static F div(F a, F b) { return _mm512_div_ps(a, b); }
-    static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-    static F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); } /* c - a b */
-    static F abs(F a) { return _mm512_abs_ps(a); }
-    /* With a NaN these give b. */
-    static F min(F a, F b) { return _mm512_min_ps(a, b); }
-    static F max(F a, F b) { return _mm512_max_ps(a, b); }
-    static I round(F a) { return _mm512_cvtps_epi32(a); }
-
-    /* The 16x16 transpose of in[0..15]. */
-    static GRD_INLINE void transpose(const F *in, F *out) {
-        F a[16], b[16];
-        for (int i = 0; i < 16; i += 2) {
-            a[i] = _mm512_unpacklo_ps(in[i], in[i + 1]);
-            a[i + 1] = _mm512_unpackhi_ps(in[i], in[i + 1]);
+    GRD_UNROLL for (int i = 0; i < kOld; i++) take(i, in_mean[i + 1], in_var[i + 1]);
+    for (int64_t x = 0; x < span; x += kStride) {
+        GRD_UNROLL for (int r = 0; r < kStride; r++) {
+            take(kOld + r, in_mean[x + r + kOld + 1], in_var[x + r + kOld + 1]);
+            const F center = in_mean[x + r + kReach], delta = blur_steps(step, r), m = center + delta;
+            mean[x + r] = m;
+            var[x + r] = fnma(delta, center + m, in_var[x + r + kReach] + blur_steps(square_step, r));
         }
-        for (int i = 0; i < 16; i += 4) {
-            b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
-            b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xee);
-            b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
-            b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+        GRD_UNROLL for (int i = 0; i < kOld; i++) {
+            step[i] = step[i + kStride];
+            square_step[i] = square_step[i + kStride];
         }
-        for (int i = 0; i < 4; i++) {
-            const F c = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88), d = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xdd);
-            const F e = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x88), f = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0xdd);
-            out[i] = _mm512_shuffle_f32x4(c, e, 0x88);
-            out[i + 8] = _mm512_shuffle_f32x4(c, e, 0xdd);
-            out[i + 4] = _mm512_shuffle_f32x4(d, f, 0x88);
-            out[i + 12] = _mm512_shuffle_f32x4(d, f, 0xdd);
+    }
+}
+
+/* See Blur::half_distance in score_blur.h. Lanes outside `valid` are not looked at for overflows. */
+GRD_INLINE F half_distance(F m_s, F m_d, F v_s, F v_d, __mmask16 valid, F *guard) {
+    const F c1 = set(static_cast<float>(2 * kC1)), c2 = set(static_cast<float>(2 * kC2)), zero = set(0);
+    v_s = _mm512_max_ps(zero, v_s);
+    v_d = _mm512_max_ps(zero, v_d);
+    const F d2 = m_d * m_d;
+    const F d1_less_a = fma(m_s, m_s, c1 - d2), den1 = fma(m_s, m_s, c1 + d2);
+    const F den2 = v_s + v_d + c2, den = den1 * den2;
+    const F num = fma(d2, den2, v_d * d1_less_a);
+    *guard = _mm512_mask3_fmadd_ps(den, set(8), *guard, valid);
+    return num / den;
+}
+
+/* Sums of 64 bits. */
+GRD_INLINE I add_wide(I sum, I v) {
+    const I low = _mm512_cvtepu32_epi64(_mm512_castsi512_si256(v));
+    return _mm512_add_epi64(_mm512_add_epi64(sum, low), _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(v, 1)));
+}
+
+class Segments {
+    /* Arrays of vectors are declared by their elements; each begins on a kAlign boundary. Those with a pitch have
+     * odd ones, so that a column of them does not fall into few sets of the cache. */
+    struct Layout {
+        int64_t span;      /* vectors that hold a row */
+        int64_t padded;    /* the same in whole strides */
+        int64_t in_pitch, column_pitch;
+        float *centers;    /* patch means of s and d: c x 2 */
+        float *residual;   /* |d| summed over channels so far, where c > 1: kRows x span vectors */
+        F *input;          /* s and d of the rows in use: c x kHeld x in_pitch vectors */
+        F *columns;        /* means and variances along y of one map: kBatch x column_pitch vectors */
+        F *rows_s;         /* means and variances of s under the window: kBatch x 2 x padded vectors */
+        F *rows_d;         /* of d, for one row of the map: 2 x padded */
+        F *distance;       /* of the batch, summed over channels so far, where c > 1: kBatch x span */
+        I *prefix;         /* of one row in fixed point, summed along each lane: span */
+        I *ring;           /* sums along x of the last `local` rows of the map: local x span */
+        I *sums;           /* sums of the rows in `ring`: span */
+    };
+
+    static size_t lay_out(const Job &job, void *base, Layout *out) {
+        Arena arena(base);
+        const int64_t span = out->span = (job.w + kL - 1) / kL;
+        const int64_t padded = out->padded = (span + kStride - 1) / kStride * kStride;
+        const int64_t local = job.want_local ? job.local : 0;
+        out->in_pitch = 2 * span + 1;
+        out->column_pitch = 2 * (padded + kTaps) + 1;
+        out->centers = arena.take<float>(job.c * 2);
+        out->residual = arena.take<float>(job.c > 1 ? kRows * span * kL : 0);
+        out->input = arena.take<F>(job.c * kHeld * out->in_pitch);
+        out->columns = arena.take<F>(kBatch * out->column_pitch);
+        out->rows_s = arena.take<F>(kBatch * 2 * padded);
+        out->rows_d = arena.take<F>(2 * padded);
+        out->distance = arena.take<F>(job.c > 1 ? kBatch * span : 0);
+        out->prefix = arena.take<I>(span);
+        out->ring = arena.take<I>(local * span);
+        out->sums = arena.take<I>(span);
+        return arena.used();
+    }
+
+    const Job &job;
+    const Patch &patch;
+    Layout at;
+    FixedPoint fixed;
+    int64_t held_from = 0, held_to = 0; /* input rows in at.input */
+    F residual_min, residual_max;
+    F pixel_guard, distance_guard; /* running sums, only because NaN and Inf stay in them */
+    I phi_sum, local_max;
+
+    /* ---------------------------------------------------------------------------------- take rows */
+
+    /* Means of s and d over a grid of at most 16 x 16 pixels: any value near the patch's level will do. */
+    void find_centers() const {
+        const int64_t step_y = (job.h + 15) / 16, step_x = (job.w + 15) / 16;
+        for (int64_t c = 0; c < job.c; c++) {
+            double s = 0, d = 0, count = 0;
+            for (int64_t y = 0; y < job.h; y += step_y) {
+                for (int64_t x = 0; x < job.w; x += step_x) {
+                    const double p = load_pixel(pixel_at(patch.x, c, y, x));
+                    const double q = load_pixel(pixel_at(patch.x_hat, c, y, x));
+                    s += p + q;
+                    d += p - q;
+                    count++;
+                }
+            }
+            at.centers[2 * c] = static_cast<float>(s / count);
+            at.centers[2 * c + 1] = static_cast<float>(d / count);
         }
     }
 
-    static GRD_INLINE void itranspose(const I *in, I *out) {
-        transpose(reinterpret_cast<const F *>(in), reinterpret_cast<F *>(out));
+    F *input_of(int64_t c, int64_t row) const { return at.input + (c * kHeld + row) * at.in_pitch; }
+
+    /* The pixels of `lanes` (the first ones), others 0. */
+    template <bool kPlain> static GRD_INLINE F load_pixels(const char *from, int64_t stride_x, __mmask16 lanes) {
+        if (kPlain || stride_x == sizeof(float)) return _mm512_maskz_loadu_ps(lanes, from);
+        float gathered[kL] = {};
+        for (int i = 0; lanes >> i; i++) gathered[i] = load_pixel(from + i * stride_x);
+        return _mm512_loadu_ps(gathered);
+    }
+    template <bool kPlain> static GRD_INLINE void store_pixels(char *to, int64_t stride_x, __mmask16 lanes, F value) {
+        if (kPlain || stride_x == sizeof(float)) {
+            if (lanes == 0xffff) _mm512_storeu_ps(to, value);
+            else _mm512_mask_storeu_ps(to, lanes, value);
+            return;
+        }
+        float values[kL];
+        _mm512_storeu_ps(values, value);
+        for (int i = 0; lanes >> i; i++) store_pixel(to + i * stride_x, values[i]);
     }
 
-    static void add_wide(Wide *sum, I v) {
-        sum->low = _mm512_add_epi64(sum->low, _mm512_cvtepi32_epi64(_mm512_castsi512_si256(v)));
-        sum->high = _mm512_add_epi64(sum->high, _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(v, 1)));
+    /* The common patch: one channel, every row dense. */
+    bool is_plain() const {
+        const int64_t dense = sizeof(float);
+        return job.c == 1 && patch.x.stride_x == dense && patch.x_hat.stride_x == dense &&
+               (!patch.heatmap || patch.heatmap_stride_x == dense);
     }
 
-    static I iload(const int32_t *at) { return _mm512_loadu_si512(at); }
-    static void istore(int32_t *at, I v) { _mm512_storeu_si512(at, v); }
-    static I iset(int32_t v) { return _mm512_set1_epi32(v); }
-    static I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
-    static I isub(I a, I b) { return _mm512_sub_epi32(a, b); }
-    static I imax(I a, I b) { return _mm512_max_epi32(a, b); }
-    static I ishift(I a, int bits) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(bits)); }
+    /* Row y of channel c, the `index`th of a batch: s and d go to `input`, the mean of |d| over channels to the
+     * heatmap and into its range. kPlain: is_plain(), known at compile time. */
+    template <bool kPlain> GRD_INLINE void take_row(int64_t c, int64_t y, int64_t index) {
+        const bool first_channel = kPlain || c == 0, last_channel = kPlain || c + 1 == job.c;
+        const char *p = pixel_at(patch.x, c, y, 0), *q = pixel_at(patch.x_hat, c, y, 0);
+        char *heat = patch.heatmap ? patch.heatmap + y * patch.heatmap_stride_y : nullptr;
+        const int64_t dense = sizeof(float), heat_step = kPlain ? dense : patch.heatmap_stride_x;
+        const int64_t p_step = kPlain ? dense : patch.x.stride_x, q_step = kPlain ? dense : patch.x_hat.stride_x;
+        const F center_s = set(at.centers[2 * c]), center_d = set(at.centers[2 * c + 1]);
+        const F share = set(1.0f / static_cast<float>(job.c)), scale = set(kGuardScale);
+        F *out = input_of(c, y - held_from);
+        F least = residual_min, largest = residual_max, guard = pixel_guard;
+        for (int64_t i = 0; i < at.span; i += kL) {
+            F s[kL], d[kL];
+            const int64_t count = at.span - i < kL ? at.span - i : kL;
+            GRD_UNROLL for (int lane = 0; lane < kL; lane++) {
+                const int64_t x = lane * at.span + i;
+                const __mmask16 inside = first_lanes(job.w - x < count ? job.w - x : count);
+                const F value = load_pixels<kPlain>(p + x * p_step, p_step, inside);
+                const F value_hat = load_pixels<kPlain>(q + x * q_step, q_step, inside);
+                const F sum = value + value_hat, difference = value - value_hat;
+                s[lane] = sum - center_s;
+                d[lane] = difference - center_d;
+                guard = fma(sum, scale, guard);
+                F r = _mm512_abs_ps(difference);
+                if (!kPlain && job.c > 1) {
+                    float *so_far = at.residual + (index * at.span + i) * kL + lane * count;
+                    if (!first_channel) r = r + _mm512_maskz_loadu_ps(inside, so_far);
+                    _mm512_mask_storeu_ps(so_far, inside, r);
+                    r = r * share;
+                }
+                if (last_channel) {
+                    least = _mm512_mask_min_ps(least, inside, least, r);
+                    largest = _mm512_max_ps(largest, r);
+                    if (heat) store_pixels<kPlain>(heat + x * heat_step, heat_step, inside, r);
+                }
+            }
+            transpose(s);
+            for (int64_t k = 0; k < count; k++) out[i + k] = s[k];
+            transpose(d);
+            for (int64_t k = 0; k < count; k++) out[at.span + i + k] = d[k];
+        }
+        residual_min = least, residual_max = largest, pixel_guard = guard;
+    }
+
+    /* Holds rows [first, first + kRows). Past the patch the last row repeats: what comes of it is thrown away, it
+     * only has to be defined. */
+    template <bool kPlain> void hold_rows(int64_t first) {
+        if (first + kRows > held_from + kHeld) {
+            for (int64_t c = 0; c < job.c; c++)
+                memcpy(input_of(c, 0), input_of(c, first - held_from),
+                       static_cast<size_t>((held_to - first) * at.in_pitch) * sizeof(F));
+            held_from = first;
+        }
+        for (int64_t c = 0; c < job.c; c++) {
+            for (int64_t y = held_to; y < first + kRows; y++) {
+                if (y < job.h) take_row<kPlain>(c, y, y - held_to);
+                else memcpy(input_of(c, y - held_from), input_of(c, y - 1 - held_from),
+                            static_cast<size_t>(at.in_pitch) * sizeof(F));
+            }
+        }
+        held_to = first + kRows;
+    }
+
+    /* -------------------------------------------------------------------------- columns and rows */
+
+    /* Means and variances of one map along y, from input row `row` on; then, past the end of each row of them, the
+     * first ones again, moved by one lane. */
+    void blur_columns(const F *in) const {
+        const int64_t pitch = at.column_pitch;
+        F *mean = at.columns, *var = at.columns + at.padded + kTaps;
+        for (int64_t i = 0; i < at.span; i++) blur_column(in + i, at.in_pitch, mean + i, var + i, pitch);
+        for (int r = 0; r < kBatch; r++) {
+            F *m = mean + r * pitch, *v = var + r * pitch;
+            GRD_UNROLL for (int i = 0; i < kTaps - 1; i++) {
+                m[at.span + i] = next_lane(m[i]);
+                v[at.span + i] = next_lane(v[i]);
+            }
+        }
+    }
+
+    void blur_row_of(int64_t r, F *out) const {
+        const F *in = at.columns + r * at.column_pitch;
+        blur_row(in, in + at.padded + kTaps, out, out + at.padded, at.span);
+    }
+
+    /* Lanes of vector i that lie on the map. */
+    __mmask16 on_map(int64_t i) const { return first_lanes((job.map_w - i + at.span - 1) / at.span); }
+
+    /* Distances of row r of the batch, in fixed point summed along each lane to `prefix`. */
+    GRD_INLINE void distances(int64_t r, int64_t c, F unit) {
+        const F *s = at.rows_s + r * 2 * at.padded, *d = at.rows_d;
+        const F center_s = set(at.centers[2 * c]), center_d = set(at.centers[2 * c + 1]), zero = set(0);
+        F *so_far = at.distance + r * at.span;
+        const bool last_channel = c + 1 == job.c;
+        F guard = distance_guard;
+        I prefix = _mm512_setzero_si512();
+        for (int64_t from = 0; from < at.span; from += kFlush) {
+            const I before = prefix;
+            const int64_t to = from + kFlush < at.span ? from + kFlush : at.span;
+            for (int64_t i = from; i < to; i++) {
+                const __mmask16 valid = on_map(i);
+                F half = half_distance(s[i] + center_s, d[i] + center_d, s[at.padded + i], d[at.padded + i], valid, &guard);
+                if (c > 0) half = half + so_far[i];
+                if (!last_channel) {
+                    so_far[i] = half;
+                    continue;
+                }
+                const I value = _mm512_maskz_cvtps_epi32(valid, _mm512_max_ps(zero, half * unit));
+                prefix = _mm512_add_epi32(prefix, value);
+                at.prefix[i] = prefix;
+            }
+            phi_sum = add_wide(phi_sum, _mm512_sub_epi32(prefix, before));
+        }
+        distance_guard = guard;
+    }
+
+    /* Sum of the lanes before each lane, modulo 2^32. */
+    static GRD_INLINE I sum_before(I v) {
+        const I zero = _mm512_setzero_si512();
+        v = _mm512_alignr_epi32(v, zero, 15);
+        v = _mm512_add_epi32(v, _mm512_alignr_epi32(v, zero, 15));
+        v = _mm512_add_epi32(v, _mm512_alignr_epi32(v, zero, 14));
+        v = _mm512_add_epi32(v, _mm512_alignr_epi32(v, zero, 12));
+        return _mm512_add_epi32(v, _mm512_alignr_epi32(v, zero, 8));
+    }
+
+    /* Row y of the map, from `prefix`, into the sums of phi_local. A window's sum is the difference of two prefixes
+     * `local` pixels, that is some lanes and vectors, apart. Windows that begin before the map, or hang over its end,
+     * hold zeros there. No distance is negative: they never exceed the nearest whole window and need no special
+     * case. */
+    GRD_INLINE void sum_row(int64_t y) {
+        const I before = sum_before(at.prefix[at.span - 1]);
+        const I half = _mm512_set1_epi32(fixed.sum_shift ? 1 << (fixed.sum_shift - 1) : 0);
+        const __m128i shift = _mm_cvtsi32_si128(fixed.sum_shift);
+        I *ring = at.ring + y % job.local * at.span;
+        I largest = local_max;
+        for (int64_t lanes = (job.local + at.span - 1) / at.span, i = 0; i < at.span; lanes--) {
+            /* Vectors whose windows begin `lanes` lanes before. */
+            const int64_t gone = lanes * at.span - job.local;
+            const int64_t to = at.span - gone < at.span ? at.span - gone : at.span;
+            const __mmask16 kept = static_cast<__mmask16>(lanes < kL ? 0xffff << lanes : 0);
+            const I index = _mm512_sub_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                             _mm512_set1_epi32(static_cast<int>(lanes)));
+            const I base = _mm512_add_epi32(
+                half, _mm512_sub_epi32(before, _mm512_maskz_permutexvar_epi32(kept, index, before)));
+            for (; i < to; i++) {
+                const I old = _mm512_maskz_permutexvar_epi32(kept, index, at.prefix[i + gone]);
+                const I sum = _mm512_add_epi32(base, _mm512_sub_epi32(at.prefix[i], old));
+                const I cut = _mm512_srl_epi32(sum, shift);
+                const I column = _mm512_add_epi32(at.sums[i], _mm512_sub_epi32(cut, ring[i]));
+                ring[i] = cut;
+                at.sums[i] = column;
+                largest = _mm512_max_epi32(largest, column);
+            }
+        }
+        local_max = largest;
+    }
+
+    /* Rows [y, y + kBatch) of the map, as far as they exist. */
+    template <bool kPlain> void batch(int64_t y) {
+        hold_rows<kPlain>(y);
+        if (!job.want_phi && !job.want_local) return;
+        const int64_t count = job.map_h - y < kBatch ? job.map_h - y : kBatch;
+        const F unit = set(static_cast<float>(ldexp(2.0, fixed.scale_bits) / static_cast<double>(job.c)));
+        for (int64_t c = 0; c < job.c; c++) {
+            const F *in = input_of(c, y - held_from);
+            blur_columns(in);
+            for (int64_t r = 0; r < count; r++) blur_row_of(r, at.rows_s + r * 2 * at.padded);
+            blur_columns(in + at.span);
+            for (int64_t r = 0; r < count; r++) {
+                blur_row_of(r, at.rows_d);
+                distances(r, c, unit);
+                if (c + 1 == job.c && job.want_local) sum_row(y + r);
+            }
+        }
+    }
+
+    Result result() const {
+        const Result nan = {NAN, NAN, NAN, NAN};
+        float least[kL], largest[kL], guard[2][kL];
+        int32_t local[kL], local_sum = 0;
+        int64_t phi[kL / 2], phi_total = 0;
+        memcpy(least, &residual_min, sizeof least), memcpy(largest, &residual_max, sizeof largest);
+        memcpy(guard[0], &pixel_guard, sizeof guard[0]), memcpy(guard[1], &distance_guard, sizeof guard[1]);
+        memcpy(local, &local_max, sizeof local), memcpy(phi, &phi_sum, sizeof phi);
+        Result out = {0, 0, INFINITY, 0};
+        for (int i = 0; i < kL; i++) {
+            if (!isfinite(guard[0][i]) || !isfinite(guard[1][i])) return nan;
+            if (least[i] < out.residual_min) out.residual_min = least[i];
+            if (largest[i] > out.residual_max) out.residual_max = largest[i];
+            if (local[i] > local_sum) local_sum = local[i];
+        }
+        for (int64_t sum : phi) phi_total += sum;
+        const double positions = static_cast<double>(job.map_h) * static_cast<double>(job.map_w);
+        const double window = static_cast<double>(job.local) * static_cast<double>(job.local);
+        out.phi = static_cast<float>(ldexp(static_cast<double>(phi_total), -fixed.scale_bits) / positions);
+        out.phi_local = static_cast<float>(ldexp(local_sum, fixed.sum_shift - fixed.scale_bits) / window);
+        return out;
+    }
+
+  public:
+    static bool takes(const Job &job) { return !job.box && job.local <= kLargestLocal; }
+
+    static size_t scratch_bytes(const Job &job) {
+        Layout unused;
+        return lay_out(job, nullptr, &unused);
+    }
+
+    Segments(const Job &job_, const Patch &patch_, void *scratch) : job(job_), patch(patch_) {
+        lay_out(job, scratch, &at);
+        fixed = fixed_point(job.local); /* also without phi_local: phi must not depend on what else is wanted */
+        residual_min = set(INFINITY);
+        residual_max = pixel_guard = distance_guard = set(0);
+        phi_sum = local_max = _mm512_setzero_si512();
+        memset(at.columns, 0, sizeof(F) * static_cast<size_t>(kBatch * at.column_pitch)); /* reads past a row */
+        if (!job.want_local) return;
+        memset(at.sums, 0, sizeof(I) * static_cast<size_t>(at.span));
+        memset(at.ring, 0, sizeof(I) * static_cast<size_t>(job.local * at.span));
+    }
+
+    Result run() {
+        find_centers();
+        const bool plain = is_plain();
+        for (int64_t y = 0; y < job.map_h; y += kBatch) plain ? batch<true>(y) : batch<false>(y);
+        return result();
+    }
 };
 
 Result run(const Job &job, const Patch &patch, void *scratch) {
-    if (!Fused<Avx512>::takes(job)) return variant_scalar.run(job, patch, scratch);
-    return Fused<Avx512>(job, patch, scratch).run();
+    if (!Segments::takes(job)) return variant_scalar.run(job, patch, scratch);
+    return Segments(job, patch, scratch).run();
 }
 
 size_t scratch_bytes(const Job &job) {
-    return Fused<Avx512>::takes(job) ? Fused<Avx512>::scratch_bytes(job) : variant_scalar.scratch_bytes(job);
+    return Segments::takes(job) ? Segments::scratch_bytes(job) : variant_scalar.scratch_bytes(job);
 }
 
 } // namespace
