@@ -21,6 +21,9 @@
 namespace grd::score {
 namespace {
 
+/* Loops that need all registers are functions of their own. */
+#define GRD_APART __attribute__((noinline))
+
 using F = __m512;
 using I = __m512i;
 
@@ -46,7 +49,8 @@ GRD_INLINE F next_lane(F v) {
     return _mm512_castsi512_ps(_mm512_alignr_epi32(bits, bits, 1));
 }
 
-GRD_INLINE void transpose(F *v) {
+/* The first `count` vectors of the 16x16 transpose of v. */
+GRD_INLINE void store_transposed(const F *v, F *out, int64_t count) {
     F a[kL], b[kL];
     GRD_UNROLL for (int i = 0; i < kL; i += 2) {
         a[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
@@ -62,10 +66,10 @@ GRD_INLINE void transpose(F *v) {
         const F c = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88), d = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xdd);
         const F e = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x88);
         const F f = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0xdd);
-        v[i] = _mm512_shuffle_f32x4(c, e, 0x88);
-        v[i + 4] = _mm512_shuffle_f32x4(d, f, 0x88);
-        v[i + 8] = _mm512_shuffle_f32x4(c, e, 0xdd);
-        v[i + 12] = _mm512_shuffle_f32x4(d, f, 0xdd);
+        if (i < count) out[i] = _mm512_shuffle_f32x4(c, e, 0x88);
+        if (i + 4 < count) out[i + 4] = _mm512_shuffle_f32x4(d, f, 0x88);
+        if (i + 8 < count) out[i + 8] = _mm512_shuffle_f32x4(c, e, 0xdd);
+        if (i + 12 < count) out[i + 12] = _mm512_shuffle_f32x4(d, f, 0xdd);
     }
 }
 
@@ -89,7 +93,7 @@ GRD_INLINE void blur_column(const F *in, int64_t pitch, F *mean, F *var, int64_t
         if (r < 0) continue;
         const F center = in[(r + kReach) * pitch], delta = blur_steps(step, r), m = center + delta;
         mean[r * out_pitch] = m;
-        var[r * out_pitch] = fnma(delta, center + m, blur_steps(square_step, r));
+        var[r * out_pitch] = fnma(delta, m, fnma(delta, center, blur_steps(square_step, r)));
     }
 }
 
@@ -99,7 +103,7 @@ GRD_INLINE void blur_row(const F *in_mean, const F *in_var, F *mean, F *var, int
     F step[kOld + kStride], square_step[kOld + kStride], last = in_mean[0], last_var = in_var[0];
     const auto take = [&](int i, F next, F next_var) {
         step[i] = next - last;
-        square_step[i] = fma(step[i], next + last, next_var - last_var);
+        square_step[i] = fma(step[i], next, fma(step[i], last, next_var - last_var));
         last = next, last_var = next_var;
     };
     GRD_UNROLL for (int i = 0; i < kOld; i++) take(i, in_mean[i + 1], in_var[i + 1]);
@@ -108,7 +112,7 @@ GRD_INLINE void blur_row(const F *in_mean, const F *in_var, F *mean, F *var, int
             take(kOld + r, in_mean[x + r + kOld + 1], in_var[x + r + kOld + 1]);
             const F center = in_mean[x + r + kReach], delta = blur_steps(step, r), m = center + delta;
             mean[x + r] = m;
-            var[x + r] = fnma(delta, center + m, in_var[x + r + kReach] + blur_steps(square_step, r));
+            var[x + r] = fnma(delta, m, fnma(delta, center, in_var[x + r + kReach] + blur_steps(square_step, r)));
         }
         GRD_UNROLL for (int i = 0; i < kOld; i++) {
             step[i] = step[i + kStride];
@@ -143,6 +147,9 @@ class Segments {
         int64_t span;      /* vectors that hold a row */
         int64_t padded;    /* the same in whole strides */
         int64_t in_pitch, column_pitch;
+        __mmask16 *inside; /* which of the 16 pixels of a block of a segment lie in the row: span in whole vectors */
+        __mmask16 *on_map; /* which lanes of a vector lie on the map: span */
+        float *unwanted;   /* where a heatmap that is not wanted goes: w */
         float *centers;    /* patch means of s and d: c x 2 */
         float *residual;   /* |d| summed over channels so far, where c > 1: kRows x span vectors */
         F *input;          /* s and d of the rows in use: c x kHeld x in_pitch vectors */
@@ -162,6 +169,9 @@ class Segments {
         const int64_t local = job.want_local ? job.local : 0;
         out->in_pitch = 2 * span + 1;
         out->column_pitch = 2 * (padded + kTaps) + 1;
+        out->inside = arena.take<__mmask16>((span + kL - 1) / kL * kL);
+        out->on_map = arena.take<__mmask16>(span);
+        out->unwanted = arena.take<float>(job.w);
         out->centers = arena.take<float>(job.c * 2);
         out->residual = arena.take<float>(job.c > 1 ? kRows * span * kL : 0);
         out->input = arena.take<F>(job.c * kHeld * out->in_pitch);
@@ -234,11 +244,11 @@ class Segments {
 
     /* Row y of channel c, the `index`th of a batch: s and d go to `input`, the mean of |d| over channels to the
      * heatmap and into its range. kPlain: is_plain(), known at compile time. */
-    template <bool kPlain> GRD_INLINE void take_row(int64_t c, int64_t y, int64_t index) {
+    template <bool kPlain> GRD_APART void take_row(int64_t c, int64_t y, int64_t index) {
         const bool first_channel = kPlain || c == 0, last_channel = kPlain || c + 1 == job.c;
         const char *p = pixel_at(patch.x, c, y, 0), *q = pixel_at(patch.x_hat, c, y, 0);
-        char *heat = patch.heatmap ? patch.heatmap + y * patch.heatmap_stride_y : nullptr;
-        const int64_t dense = sizeof(float), heat_step = kPlain ? dense : patch.heatmap_stride_x;
+        char *heat = patch.heatmap ? patch.heatmap + y * patch.heatmap_stride_y : reinterpret_cast<char *>(at.unwanted);
+        const int64_t dense = sizeof(float), heat_step = kPlain || !patch.heatmap ? dense : patch.heatmap_stride_x;
         const int64_t p_step = kPlain ? dense : patch.x.stride_x, q_step = kPlain ? dense : patch.x_hat.stride_x;
         const F center_s = set(at.centers[2 * c]), center_d = set(at.centers[2 * c + 1]);
         const F share = set(1.0f / static_cast<float>(job.c)), scale = set(kGuardScale);
@@ -249,7 +259,7 @@ class Segments {
             const int64_t count = at.span - i < kL ? at.span - i : kL;
             GRD_UNROLL for (int lane = 0; lane < kL; lane++) {
                 const int64_t x = lane * at.span + i;
-                const __mmask16 inside = first_lanes(job.w - x < count ? job.w - x : count);
+                const __mmask16 inside = at.inside[i + lane];
                 const F value = load_pixels<kPlain>(p + x * p_step, p_step, inside);
                 const F value_hat = load_pixels<kPlain>(q + x * q_step, q_step, inside);
                 const F sum = value + value_hat, difference = value - value_hat;
@@ -266,13 +276,11 @@ class Segments {
                 if (last_channel) {
                     least = _mm512_mask_min_ps(least, inside, least, r);
                     largest = _mm512_max_ps(largest, r);
-                    if (heat) store_pixels<kPlain>(heat + x * heat_step, heat_step, inside, r);
+                    store_pixels<kPlain>(heat + x * heat_step, heat_step, inside, r);
                 }
             }
-            transpose(s);
-            for (int64_t k = 0; k < count; k++) out[i + k] = s[k];
-            transpose(d);
-            for (int64_t k = 0; k < count; k++) out[at.span + i + k] = d[k];
+            store_transposed(s, out + i, count);
+            store_transposed(d, out + at.span + i, count);
         }
         residual_min = least, residual_max = largest, pixel_guard = guard;
     }
@@ -300,7 +308,7 @@ class Segments {
 
     /* Means and variances of one map along y, from input row `row` on; then, past the end of each row of them, the
      * first ones again, moved by one lane. */
-    void blur_columns(const F *in) const {
+    GRD_APART void blur_columns(const F *in) const {
         const int64_t pitch = at.column_pitch;
         F *mean = at.columns, *var = at.columns + at.padded + kTaps;
         for (int64_t i = 0; i < at.span; i++) blur_column(in + i, at.in_pitch, mean + i, var + i, pitch);
@@ -313,16 +321,13 @@ class Segments {
         }
     }
 
-    void blur_row_of(int64_t r, F *out) const {
+    GRD_APART void blur_row_of(int64_t r, F *out) const {
         const F *in = at.columns + r * at.column_pitch;
         blur_row(in, in + at.padded + kTaps, out, out + at.padded, at.span);
     }
 
-    /* Lanes of vector i that lie on the map. */
-    __mmask16 on_map(int64_t i) const { return first_lanes((job.map_w - i + at.span - 1) / at.span); }
-
     /* Distances of row r of the batch, in fixed point summed along each lane to `prefix`. */
-    GRD_INLINE void distances(int64_t r, int64_t c, F unit) {
+    GRD_APART void distances(int64_t r, int64_t c, F unit) {
         const F *s = at.rows_s + r * 2 * at.padded, *d = at.rows_d;
         const F center_s = set(at.centers[2 * c]), center_d = set(at.centers[2 * c + 1]), zero = set(0);
         F *so_far = at.distance + r * at.span;
@@ -333,7 +338,7 @@ class Segments {
             const I before = prefix;
             const int64_t to = from + kFlush < at.span ? from + kFlush : at.span;
             for (int64_t i = from; i < to; i++) {
-                const __mmask16 valid = on_map(i);
+                const __mmask16 valid = at.on_map[i];
                 F half = half_distance(s[i] + center_s, d[i] + center_d, s[at.padded + i], d[at.padded + i], valid, &guard);
                 if (c > 0) half = half + so_far[i];
                 if (!last_channel) {
@@ -363,7 +368,7 @@ class Segments {
      * `local` pixels, that is some lanes and vectors, apart. Windows that begin before the map, or hang over its end,
      * hold zeros there. No distance is negative: they never exceed the nearest whole window and need no special
      * case. */
-    GRD_INLINE void sum_row(int64_t y) {
+    GRD_APART void sum_row(int64_t y) {
         const I before = sum_before(at.prefix[at.span - 1]);
         const I half = _mm512_set1_epi32(fixed.sum_shift ? 1 << (fixed.sum_shift - 1) : 0);
         const __m128i shift = _mm_cvtsi32_si128(fixed.sum_shift);
@@ -447,6 +452,14 @@ class Segments {
         residual_min = set(INFINITY);
         residual_max = pixel_guard = distance_guard = set(0);
         phi_sum = local_max = _mm512_setzero_si512();
+        for (int64_t i = 0; i < at.span; i++)
+            at.on_map[i] = first_lanes((job.map_w - i + at.span - 1) / at.span);
+        for (int64_t i = 0; i < at.span; i += kL) {
+            for (int lane = 0; lane < kL; lane++) {
+                const int64_t left = job.w - (lane * at.span + i);
+                at.inside[i + lane] = first_lanes(left < at.span - i ? left : at.span - i);
+            }
+        }
         memset(at.columns, 0, sizeof(F) * static_cast<size_t>(kBatch * at.column_pitch)); /* reads past a row */
         if (!job.want_local) return;
         memset(at.sums, 0, sizeof(I) * static_cast<size_t>(at.span));
