@@ -82,7 +82,8 @@ GRD_INLINE F blur_steps(const F *step, int r) {
 }
 
 /* Mean and variance along y of kBatch centers among kRows rows. */
-GRD_INLINE void blur_column(const F *in, int64_t pitch, F *mean, F *var, int64_t out_pitch) {
+template <bool kWrap>
+GRD_INLINE void blur_column(const F *in, int64_t pitch, F *mean, F *var, int64_t out_pitch, int64_t span) {
     F step[kRows - 1], square_step[kRows - 1], last = in[0];
     GRD_UNROLL for (int i = 0; i < kRows - 1; i++) {
         const F next = in[(i + 1) * pitch];
@@ -92,8 +93,13 @@ GRD_INLINE void blur_column(const F *in, int64_t pitch, F *mean, F *var, int64_t
         const int r = i - (kTaps - 2);
         if (r < 0) continue;
         const F center = in[(r + kReach) * pitch], delta = blur_steps(step, r), m = center + delta;
+        const F v = fnma(delta, m, fnma(delta, center, blur_steps(square_step, r)));
         mean[r * out_pitch] = m;
-        var[r * out_pitch] = fnma(delta, m, fnma(delta, center, blur_steps(square_step, r)));
+        var[r * out_pitch] = v;
+        if (kWrap) {
+            mean[r * out_pitch + span] = next_lane(m);
+            var[r * out_pitch + span] = next_lane(v);
+        }
     }
 }
 
@@ -244,7 +250,7 @@ class Segments {
 
     /* Row y of channel c, the `index`th of a batch: s and d go to `input`, the mean of |d| over channels to the
      * heatmap and into its range. kPlain: is_plain(), known at compile time. */
-    template <bool kPlain> GRD_APART void take_row(int64_t c, int64_t y, int64_t index) {
+    template <bool kPlain, bool kWhole> GRD_APART void take_row(int64_t c, int64_t y, int64_t index) {
         const bool first_channel = kPlain || c == 0, last_channel = kPlain || c + 1 == job.c;
         const char *p = pixel_at(patch.x, c, y, 0), *q = pixel_at(patch.x_hat, c, y, 0);
         char *heat = patch.heatmap ? patch.heatmap + y * patch.heatmap_stride_y : reinterpret_cast<char *>(at.unwanted);
@@ -256,10 +262,10 @@ class Segments {
         F least = residual_min, largest = residual_max, guard = pixel_guard;
         for (int64_t i = 0; i < at.span; i += kL) {
             F s[kL], d[kL];
-            const int64_t count = at.span - i < kL ? at.span - i : kL;
+            const int64_t count = kWhole || at.span - i >= kL ? kL : at.span - i;
             GRD_UNROLL for (int lane = 0; lane < kL; lane++) {
                 const int64_t x = lane * at.span + i;
-                const __mmask16 inside = at.inside[i + lane];
+                const __mmask16 inside = kWhole ? 0xffff : at.inside[i + lane];
                 const F value = load_pixels<kPlain>(p + x * p_step, p_step, inside);
                 const F value_hat = load_pixels<kPlain>(q + x * q_step, q_step, inside);
                 const F sum = value + value_hat, difference = value - value_hat;
@@ -279,8 +285,8 @@ class Segments {
                     store_pixels<kPlain>(heat + x * heat_step, heat_step, inside, r);
                 }
             }
-            store_transposed(s, out + i, count);
-            store_transposed(d, out + at.span + i, count);
+            store_transposed(s, out + i, kWhole ? kL : count);
+            store_transposed(d, out + at.span + i, kWhole ? kL : count);
         }
         residual_min = least, residual_max = largest, pixel_guard = guard;
     }
@@ -294,9 +300,11 @@ class Segments {
                        static_cast<size_t>((held_to - first) * at.in_pitch) * sizeof(F));
             held_from = first;
         }
+        const bool whole = kPlain && job.w % (kL * kL) == 0;
         for (int64_t c = 0; c < job.c; c++) {
             for (int64_t y = held_to; y < first + kRows; y++) {
-                if (y < job.h) take_row<kPlain>(c, y, y - held_to);
+                if (y < job.h && whole) take_row<kPlain, kPlain>(c, y, y - held_to);
+                else if (y < job.h) take_row<kPlain, false>(c, y, y - held_to);
                 else memcpy(input_of(c, y - held_from), input_of(c, y - 1 - held_from),
                             static_cast<size_t>(at.in_pitch) * sizeof(F));
             }
@@ -311,7 +319,11 @@ class Segments {
     GRD_APART void blur_columns(const F *in) const {
         const int64_t pitch = at.column_pitch;
         F *mean = at.columns, *var = at.columns + at.padded + kTaps;
-        for (int64_t i = 0; i < at.span; i++) blur_column(in + i, at.in_pitch, mean + i, var + i, pitch);
+        int64_t i = 0;
+        if (at.span >= kTaps - 1)
+            for (; i < kTaps - 1; i++) blur_column<true>(in + i, at.in_pitch, mean + i, var + i, pitch, at.span);
+        for (; i < at.span; i++) blur_column<false>(in + i, at.in_pitch, mean + i, var + i, pitch, at.span);
+        if (at.span >= kTaps - 1) return;
         for (int r = 0; r < kBatch; r++) {
             F *m = mean + r * pitch, *v = var + r * pitch;
             GRD_UNROLL for (int i = 0; i < kTaps - 1; i++) {
