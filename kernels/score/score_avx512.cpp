@@ -30,7 +30,6 @@ using I = __m512i;
 constexpr int kL = 16;
 constexpr int kBatch = 8;                     /* rows of the map at a time */
 constexpr int kRows = kBatch + kTaps - 1;     /* rows of the input they depend on */
-constexpr int kHeld = kRows + 3 * kBatch;     /* input rows held before they are moved up */
 constexpr int kStride = 8;                    /* vectors at a time along x */
 constexpr int64_t kFlush = 64;                /* distances in fixed point whose sum stays below 2^32 */
 
@@ -83,16 +82,16 @@ GRD_INLINE F blur_steps(const F *step, int r) {
 
 /* Mean and variance along y of kBatch centers among kRows rows. */
 template <bool kWrap>
-GRD_INLINE void blur_column(const F *in, int64_t pitch, F *mean, F *var, int64_t out_pitch, int64_t span) {
-    F step[kRows - 1], square_step[kRows - 1], last = in[0];
+GRD_INLINE void blur_column(const F *const *rows, int64_t x, F *mean, F *var, int64_t out_pitch, int64_t span) {
+    F step[kRows - 1], square_step[kRows - 1], last = rows[0][x];
     GRD_UNROLL for (int i = 0; i < kRows - 1; i++) {
-        const F next = in[(i + 1) * pitch];
+        const F next = rows[i + 1][x];
         step[i] = next - last;
         square_step[i] = step[i] * (next + last);
         last = next;
         const int r = i - (kTaps - 2);
         if (r < 0) continue;
-        const F center = in[(r + kReach) * pitch], delta = blur_steps(step, r), m = center + delta;
+        const F center = rows[r + kReach][x], delta = blur_steps(step, r), m = center + delta;
         const F v = fnma(delta, m, fnma(delta, center, blur_steps(square_step, r)));
         mean[r * out_pitch] = m;
         var[r * out_pitch] = v;
@@ -158,7 +157,7 @@ class Segments {
         float *unwanted;   /* where a heatmap that is not wanted goes: w */
         float *centers;    /* patch means of s and d: c x 2 */
         float *residual;   /* |d| summed over channels so far, where c > 1: kRows x span vectors */
-        F *input;          /* s and d of the rows in use: c x kHeld x in_pitch vectors */
+        F *input;          /* s and d of the last kRows rows, row y at y % kRows: c x kRows x in_pitch vectors */
         F *columns;        /* means and variances along y of one map: kBatch x column_pitch vectors */
         F *rows_s;         /* means and variances of s under the window: kBatch x 2 x padded vectors */
         F *rows_d;         /* of d, for one row of the map: 2 x padded */
@@ -180,7 +179,7 @@ class Segments {
         out->unwanted = arena.take<float>(job.w);
         out->centers = arena.take<float>(job.c * 2);
         out->residual = arena.take<float>(job.c > 1 ? kRows * span * kL : 0);
-        out->input = arena.take<F>(job.c * kHeld * out->in_pitch);
+        out->input = arena.take<F>(job.c * kRows * out->in_pitch);
         out->columns = arena.take<F>(kBatch * out->column_pitch);
         out->rows_s = arena.take<F>(kBatch * 2 * padded);
         out->rows_d = arena.take<F>(2 * padded);
@@ -195,7 +194,7 @@ class Segments {
     const Patch &patch;
     Layout at;
     FixedPoint fixed;
-    int64_t held_from = 0, held_to = 0; /* input rows in at.input */
+    int64_t held_to = 0; /* rows taken so far */
     F residual_min, residual_max;
     F pixel_guard, distance_guard; /* running sums, only because NaN and Inf stay in them */
     I phi_sum, local_max;
@@ -221,7 +220,7 @@ class Segments {
         }
     }
 
-    F *input_of(int64_t c, int64_t row) const { return at.input + (c * kHeld + row) * at.in_pitch; }
+    F *input_of(int64_t c, int64_t y) const { return at.input + (c * kRows + y % kRows) * at.in_pitch; }
 
     /* The pixels of `lanes` (the first ones), others 0. */
     template <bool kPlain> static GRD_INLINE F load_pixels(const char *from, int64_t stride_x, __mmask16 lanes) {
@@ -258,21 +257,28 @@ class Segments {
         const int64_t p_step = kPlain ? dense : patch.x.stride_x, q_step = kPlain ? dense : patch.x_hat.stride_x;
         const F center_s = set(at.centers[2 * c]), center_d = set(at.centers[2 * c + 1]);
         const F share = set(1.0f / static_cast<float>(job.c)), scale = set(kGuardScale);
-        F *out = input_of(c, y - held_from);
+        F *out = input_of(c, y);
         F least = residual_min, largest = residual_max, guard = pixel_guard;
         for (int64_t i = 0; i < at.span; i += kL) {
-            F s[kL], d[kL];
             const int64_t count = kWhole || at.span - i >= kL ? kL : at.span - i;
+            F v[kL];
             GRD_UNROLL for (int lane = 0; lane < kL; lane++) {
                 const int64_t x = lane * at.span + i;
                 const __mmask16 inside = kWhole ? 0xffff : at.inside[i + lane];
-                const F value = load_pixels<kPlain>(p + x * p_step, p_step, inside);
-                const F value_hat = load_pixels<kPlain>(q + x * q_step, q_step, inside);
-                const F sum = value + value_hat, difference = value - value_hat;
-                s[lane] = sum - center_s;
-                d[lane] = difference - center_d;
-                guard = fma(sum, scale, guard);
-                F r = _mm512_abs_ps(difference);
+                const F s = load_pixels<kPlain>(p + x * p_step, p_step, inside) +
+                            load_pixels<kPlain>(q + x * q_step, q_step, inside);
+                guard = fma(s, scale, guard);
+                v[lane] = s - center_s;
+            }
+            store_transposed(v, out + i, count);
+            forget(); /* pixels are loaded again: 16 vectors and their transpose need all registers */
+            GRD_UNROLL for (int lane = 0; lane < kL; lane++) {
+                const int64_t x = lane * at.span + i;
+                const __mmask16 inside = kWhole ? 0xffff : at.inside[i + lane];
+                const F d = load_pixels<kPlain>(p + x * p_step, p_step, inside) -
+                            load_pixels<kPlain>(q + x * q_step, q_step, inside);
+                v[lane] = d - center_d;
+                F r = _mm512_abs_ps(d);
                 if (!kPlain && job.c > 1) {
                     float *so_far = at.residual + (index * at.span + i) * kL + lane * count;
                     if (!first_channel) r = r + _mm512_maskz_loadu_ps(inside, so_far);
@@ -285,8 +291,7 @@ class Segments {
                     store_pixels<kPlain>(heat + x * heat_step, heat_step, inside, r);
                 }
             }
-            store_transposed(s, out + i, kWhole ? kL : count);
-            store_transposed(d, out + at.span + i, kWhole ? kL : count);
+            store_transposed(v, out + at.span + i, count);
         }
         residual_min = least, residual_max = largest, pixel_guard = guard;
     }
@@ -294,18 +299,12 @@ class Segments {
     /* Holds rows [first, first + kRows). Past the patch the last row repeats: what comes of it is thrown away, it
      * only has to be defined. */
     template <bool kPlain> void hold_rows(int64_t first) {
-        if (first + kRows > held_from + kHeld) {
-            for (int64_t c = 0; c < job.c; c++)
-                memcpy(input_of(c, 0), input_of(c, first - held_from),
-                       static_cast<size_t>((held_to - first) * at.in_pitch) * sizeof(F));
-            held_from = first;
-        }
         const bool whole = kPlain && job.w % (kL * kL) == 0;
         for (int64_t c = 0; c < job.c; c++) {
             for (int64_t y = held_to; y < first + kRows; y++) {
                 if (y < job.h && whole) take_row<kPlain, kPlain>(c, y, y - held_to);
                 else if (y < job.h) take_row<kPlain, false>(c, y, y - held_to);
-                else memcpy(input_of(c, y - held_from), input_of(c, y - 1 - held_from),
+                else memcpy(input_of(c, y), input_of(c, y - 1),
                             static_cast<size_t>(at.in_pitch) * sizeof(F));
             }
         }
@@ -316,13 +315,13 @@ class Segments {
 
     /* Means and variances of one map along y, from input row `row` on; then, past the end of each row of them, the
      * first ones again, moved by one lane. */
-    GRD_APART void blur_columns(const F *in) const {
+    GRD_APART void blur_columns(const F *const *rows, int64_t x) const {
         const int64_t pitch = at.column_pitch;
         F *mean = at.columns, *var = at.columns + at.padded + kTaps;
         int64_t i = 0;
         if (at.span >= kTaps - 1)
-            for (; i < kTaps - 1; i++) blur_column<true>(in + i, at.in_pitch, mean + i, var + i, pitch, at.span);
-        for (; i < at.span; i++) blur_column<false>(in + i, at.in_pitch, mean + i, var + i, pitch, at.span);
+            for (; i < kTaps - 1; i++) blur_column<true>(rows, x + i, mean + i, var + i, pitch, at.span);
+        for (; i < at.span; i++) blur_column<false>(rows, x + i, mean + i, var + i, pitch, at.span);
         if (at.span >= kTaps - 1) return;
         for (int r = 0; r < kBatch; r++) {
             F *m = mean + r * pitch, *v = var + r * pitch;
@@ -415,10 +414,11 @@ class Segments {
         const int64_t count = job.map_h - y < kBatch ? job.map_h - y : kBatch;
         const F unit = set(static_cast<float>(ldexp(2.0, fixed.scale_bits) / static_cast<double>(job.c)));
         for (int64_t c = 0; c < job.c; c++) {
-            const F *in = input_of(c, y - held_from);
-            blur_columns(in);
+            const F *rows[kRows];
+            for (int k = 0; k < kRows; k++) rows[k] = input_of(c, y + k);
+            blur_columns(rows, 0);
             for (int64_t r = 0; r < count; r++) blur_row_of(r, at.rows_s + r * 2 * at.padded);
-            blur_columns(in + at.span);
+            blur_columns(rows, at.span);
             for (int64_t r = 0; r < count; r++) {
                 blur_row_of(r, at.rows_d);
                 distances(r, c, unit);
