@@ -194,7 +194,9 @@ class Segments {
     const Patch &patch;
     Layout at;
     FixedPoint fixed;
-    int64_t held_to = 0; /* rows taken so far */
+    int64_t held_to = 0;      /* rows taken so far */
+    int64_t ring_row = 0;     /* of the next row's sums in at.ring */
+    int64_t window_lanes = 0; /* lanes that a phi_local window reaches back over, rounded up */
     F residual_min, residual_max;
     F pixel_guard, distance_guard; /* running sums, only because NaN and Inf stay in them */
     I phi_sum, local_max;
@@ -375,32 +377,35 @@ class Segments {
         return _mm512_add_epi32(v, _mm512_alignr_epi32(v, zero, 8));
     }
 
-    /* Row y of the map, from `prefix`, into the sums of phi_local. A window's sum is the difference of two prefixes
+    /* The next row of the map, from `prefix`, into the sums of phi_local. A window's sum is the difference of two prefixes
      * `local` pixels, that is some lanes and vectors, apart. Windows that begin before the map, or hang over its end,
      * hold zeros there. No distance is negative: they never exceed the nearest whole window and need no special
      * case. */
-    GRD_APART void sum_row(int64_t y) {
+    GRD_APART void sum_row() {
         const I before = sum_before(at.prefix[at.span - 1]);
         const I half = _mm512_set1_epi32(fixed.sum_shift ? 1 << (fixed.sum_shift - 1) : 0);
         const __m128i shift = _mm_cvtsi32_si128(fixed.sum_shift);
-        I *ring = at.ring + y % job.local * at.span;
+        const int64_t span = at.span;
+        const I *const prefix = at.prefix;
+        I *const ring = at.ring + ring_row * span, *const sums = at.sums;
+        ring_row = ring_row + 1 < job.local ? ring_row + 1 : 0;
         I largest = local_max;
-        for (int64_t lanes = (job.local + at.span - 1) / at.span, i = 0; i < at.span; lanes--) {
+        for (int64_t lanes = window_lanes, i = 0; i < span; lanes--) {
             /* Vectors whose windows begin `lanes` lanes before. */
-            const int64_t gone = lanes * at.span - job.local;
-            const int64_t to = at.span - gone < at.span ? at.span - gone : at.span;
+            const int64_t gone = lanes * span - job.local;
+            const int64_t to = gone > 0 ? span - gone : span;
             const __mmask16 kept = static_cast<__mmask16>(lanes < kL ? 0xffff << lanes : 0);
             const I index = _mm512_sub_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
                                              _mm512_set1_epi32(static_cast<int>(lanes)));
             const I base = _mm512_add_epi32(
                 half, _mm512_sub_epi32(before, _mm512_maskz_permutexvar_epi32(kept, index, before)));
             for (; i < to; i++) {
-                const I old = _mm512_maskz_permutexvar_epi32(kept, index, at.prefix[i + gone]);
-                const I sum = _mm512_add_epi32(base, _mm512_sub_epi32(at.prefix[i], old));
+                const I old = _mm512_maskz_permutexvar_epi32(kept, index, prefix[i + gone]);
+                const I sum = _mm512_add_epi32(base, _mm512_sub_epi32(prefix[i], old));
                 const I cut = _mm512_srl_epi32(sum, shift);
-                const I column = _mm512_add_epi32(at.sums[i], _mm512_sub_epi32(cut, ring[i]));
+                const I column = _mm512_add_epi32(sums[i], _mm512_sub_epi32(cut, ring[i]));
                 ring[i] = cut;
-                at.sums[i] = column;
+                sums[i] = column;
                 largest = _mm512_max_epi32(largest, column);
             }
         }
@@ -422,7 +427,7 @@ class Segments {
             for (int64_t r = 0; r < count; r++) {
                 blur_row_of(r, at.rows_d);
                 distances(r, c, unit);
-                if (c + 1 == job.c && job.want_local) sum_row(y + r);
+                if (c + 1 == job.c && job.want_local) sum_row();
             }
         }
     }
@@ -474,6 +479,7 @@ class Segments {
         }
         memset(at.columns, 0, sizeof(F) * static_cast<size_t>(kBatch * at.column_pitch)); /* reads past a row */
         if (!job.want_local) return;
+        window_lanes = (job.local + at.span - 1) / at.span;
         memset(at.sums, 0, sizeof(I) * static_cast<size_t>(at.span));
         memset(at.ring, 0, sizeof(I) * static_cast<size_t>(job.local * at.span));
     }
