@@ -182,7 +182,7 @@ class Segments {
         out->input = arena.take<F>(job.c * kRows * out->in_pitch);
         out->columns = arena.take<F>(kBatch * out->column_pitch);
         out->rows_s = arena.take<F>(kBatch * 2 * padded);
-        out->rows_d = arena.take<F>(2 * padded);
+        out->rows_d = arena.take<F>(2 * 2 * padded);
         out->distance = arena.take<F>(job.c > 1 ? kBatch * span : 0);
         out->prefix = arena.take<I>(span);
         out->ring = arena.take<I>(local * span);
@@ -203,9 +203,9 @@ class Segments {
 
     /* ---------------------------------------------------------------------------------- take rows */
 
-    /* Means of s and d over a grid of at most 16 x 16 pixels: any value near the patch's level will do. */
+    /* Means of s and d over a grid of at most 8 x 8 pixels: any value near the patch's level will do. */
     void find_centers() const {
-        const int64_t step_y = (job.h + 15) / 16, step_x = (job.w + 15) / 16;
+        const int64_t step_y = (job.h + 7) / 8, step_x = (job.w + 7) / 8;
         for (int64_t c = 0; c < job.c; c++) {
             double s = 0, d = 0, count = 0;
             for (int64_t y = 0; y < job.h; y += step_y) {
@@ -341,7 +341,7 @@ class Segments {
 
     /* Distances of row r of the batch, in fixed point summed along each lane to `prefix`. */
     GRD_APART void distances(int64_t r, int64_t c, F unit) {
-        const F *s = at.rows_s + r * 2 * at.padded, *d = at.rows_d;
+        const F *s = at.rows_s + r * 2 * at.padded, *d = at.rows_d + r % 2 * 2 * at.padded;
         const F center_s = set(at.centers[2 * c]), center_d = set(at.centers[2 * c + 1]), zero = set(0);
         F *so_far = at.distance + r * at.span;
         const bool last_channel = c + 1 == job.c;
@@ -424,9 +424,10 @@ class Segments {
             blur_columns(rows, 0);
             for (int64_t r = 0; r < count; r++) blur_row_of(r, at.rows_s + r * 2 * at.padded);
             blur_columns(rows, at.span);
+            blur_row_of(0, at.rows_d);
             for (int64_t r = 0; r < count; r++) {
-                blur_row_of(r, at.rows_d);
                 distances(r, c, unit);
+                if (r + 1 < count) blur_row_of(r + 1, at.rows_d + (r + 1) % 2 * 2 * at.padded);
                 if (c + 1 == job.c && job.want_local) sum_row();
             }
         }
