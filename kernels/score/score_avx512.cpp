@@ -31,6 +31,7 @@ constexpr int kL = 16;
 constexpr int kBatch = 8;                     /* rows of the map at a time */
 constexpr int kRows = kBatch + kTaps - 1;     /* rows of the input they depend on */
 constexpr int kStride = 8;                    /* vectors at a time along x */
+constexpr int64_t kNarrowest = 112;           /* narrower patches leave too much of a segment to its overlap */
 constexpr int64_t kFlush = 64;                /* distances in fixed point whose sum stays below 2^32 */
 
 GRD_INLINE F set(float v) { return _mm512_set1_ps(v); }
@@ -114,6 +115,7 @@ GRD_INLINE void blur_row(const F *in_mean, const F *in_var, F *mean, F *var, int
     GRD_UNROLL for (int i = 0; i < kOld; i++) take(i, in_mean[i + 1], in_var[i + 1]);
     for (int64_t x = 0; x < span; x += kStride) {
         GRD_UNROLL for (int r = 0; r < kStride; r++) {
+            if (r == kStride / 2 && x + r >= span) return;
             take(kOld + r, in_mean[x + r + kOld + 1], in_var[x + r + kOld + 1]);
             const F center = in_mean[x + r + kReach], delta = blur_steps(step, r), m = center + delta;
             mean[x + r] = m;
@@ -457,7 +459,7 @@ class Segments {
     }
 
   public:
-    static bool takes(const Job &job) { return !job.box && job.local <= kLargestLocal; }
+    static bool takes(const Job &job) { return !job.box && job.w >= kNarrowest && job.local <= kLargestLocal; }
 
     static size_t scratch_bytes(const Job &job) {
         Layout unused;
@@ -494,12 +496,12 @@ class Segments {
 };
 
 Result run(const Job &job, const Patch &patch, void *scratch) {
-    if (!Segments::takes(job)) return variant_scalar.run(job, patch, scratch);
+    if (!Segments::takes(job)) return variant_avx2.run(job, patch, scratch);
     return Segments(job, patch, scratch).run();
 }
 
 size_t scratch_bytes(const Job &job) {
-    return Segments::takes(job) ? Segments::scratch_bytes(job) : variant_scalar.scratch_bytes(job);
+    return Segments::takes(job) ? Segments::scratch_bytes(job) : variant_avx2.scratch_bytes(job);
 }
 
 } // namespace

@@ -255,7 +255,8 @@ static void check_accuracy_at(int family, float level, int box, int local, int c
 
 static void check_accuracy(void) {
     static const int sizes[][2] = {{11, 11}, {12, 12}, {15, 15}, {16, 16}, {17, 17}, {18, 18}, {19, 23}, {31, 31},
-                                   {33, 33}, {63, 63}, {65, 65}, {11, 40}, {100, 13}};
+                                   {33, 33}, {63, 63}, {65, 65}, {11, 40}, {100, 13}, {11, 112}, {12, 113},
+                                   {19, 127}, {20, 144}, {11, 160}, {27, 161}, {13, 256}, {18, 257}, {11, 530}};
     static const float levels[] = {0, 0.1f, 0.3f, 0.5f, 0.7f, 0.9f, 1};
     for (int family = 0; family < FAMILIES; family++)
         for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
@@ -276,6 +277,8 @@ static void check_accuracy(void) {
     for (size_t i = 0; i < sizeof locals / sizeof locals[0]; i++) {
         check_accuracy_at(TEXTURE, 0.5f, 0, locals[i], 1, 60, 57);
         check_accuracy_at(FLAT_LEVELS, 0.7f, 0, locals[i], 2, 47, 60);
+        check_accuracy_at(NOISY, 0.7f, 0, locals[i], 1, 47, 130);
+        check_accuracy_at(TWO_STEPS, 0.7f, 0, locals[i], 1, 38, 257);
     }
     /* Either side of the largest window that the vector variants sum themselves. */
     check_accuracy_at(FLAT_LEVELS, 0.7f, 0, 256, 1, 266, 267);
@@ -464,12 +467,12 @@ static void check_not_finite(const char *variant, int box, int channels, int h, 
     free(x), free(y);
 }
 
-static void check_output_choice(const char *variant) {
-    enum { kH = 37, kW = 41 };
-    float x[kH * kW], y[kH * kW], heat[kH * kW], heat_all[kH * kW];
-    make_pair(NOISY, 0.5f, 1, kH, kW, x, y);
-    const grd_view vx = dense_view(x, 1, 1, kH, kW), vy = dense_view(y, 1, 1, kH, kW);
-    const grd_view vh = dense_view(heat, 1, 1, kH, kW), va = dense_view(heat_all, 1, 1, kH, kW);
+static void check_output_choice(const char *variant, int h, int w) {
+    const size_t pixels = (size_t)(h * w), bytes = pixels * sizeof(float);
+    float *x = floats(pixels), *y = floats(pixels), *heat = floats(pixels), *heat_all = floats(pixels);
+    make_pair(NOISY, 0.5f, 1, h, w, x, y);
+    const grd_view vx = dense_view(x, 1, 1, h, w), vy = dense_view(y, 1, 1, h, w);
+    const grd_view vh = dense_view(heat, 1, 1, h, w), va = dense_view(heat_all, 1, 1, h, w);
     grd_score_params params = params_for(variant);
     for (int local = 0; local <= 33; local += 33) {
         scores all, some;
@@ -478,7 +481,7 @@ static void check_output_choice(const char *variant) {
         CHECK_SAYS(grd_score_patches(&params, &vx, &vy, &outputs) == GRD_OK, "%s", variant);
         for (int mask = 0; mask < 32; mask++) {
             memset(&some, 0xA5, sizeof some);
-            memset(heat, 0xA5, sizeof heat);
+            memset(heat, 0xA5, bytes);
             const scores untouched = some;
             outputs = outputs_of(&some, mask & 16 ? &vh : NULL);
             if (!(mask & 1)) outputs.phi = NULL;
@@ -492,9 +495,10 @@ static void check_output_choice(const char *variant) {
             if (mask & 4) wanted.residual_min = all.residual_min;
             if (mask & 8) wanted.residual_max = all.residual_max;
             CHECK_SAYS(same_bits(&some, &wanted, sizeof some), "%s mask %d", variant, mask);
-            if (mask & 16) CHECK_SAYS(same_bits(heat, heat_all, sizeof heat), "%s mask %d heatmap", variant, mask);
+            if (mask & 16) CHECK_SAYS(same_bits(heat, heat_all, bytes), "%s mask %d heatmap", variant, mask);
         }
     }
+    free(x), free(y), free(heat), free(heat_all);
 }
 
 /* ------------------------------------------------------------------------------------------- errors */
@@ -669,15 +673,17 @@ int main(void) {
     check_variants();
     check_errors();
     for (int v = 0; grd_score_variant_name(v); v++) {
-        static const int sizes[][3] = {{1, 11, 11}, {3, 11, 17}, {1, 18, 65}, {2, 33, 31}, {3, 40, 75}};
+        static const int sizes[][3] = {{1, 11, 11}, {3, 11, 17}, {1, 18, 65},  {1, 13, 117},
+                                       {2, 33, 31}, {3, 40, 75}, {3, 19, 161}, {1, 20, 256}};
         const char *name = grd_score_variant_name(v);
         if (!grd_score_variant_supported(name)) continue;
-        check_output_choice(name);
+        check_output_choice(name, 37, 41);
+        check_output_choice(name, 27, 131);
         for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
             check_layouts(name, sizes[i][0], sizes[i][1], sizes[i][2]);
             for (int box = 0; box < 2; box++) {
                 check_workspace_and_batch(name, box, sizes[i][0], sizes[i][1], sizes[i][2]);
-                if (i < 4) check_not_finite(name, box, sizes[i][0], sizes[i][1], sizes[i][2]);
+                if (i < 5) check_not_finite(name, box, sizes[i][0], sizes[i][1], sizes[i][2]);
             }
         }
     }
