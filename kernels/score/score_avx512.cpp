@@ -14,6 +14,10 @@
  *   blur x      the same along each row, then the distance formula
  *   sums        distances -> fixed point; running sums along each lane give phi and the windows of phi_local
  */
+#if defined(__GNUC__) && !defined(__clang__) /* GCC 12 warns of what its own intrinsics leave undefined on purpose */
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 #include "score/score_fused.h"
@@ -93,7 +97,7 @@ GRD_INLINE void blur_column(const F *const *rows, int64_t x, F *mean, F *var, in
         const int r = i - (kTaps - 2);
         if (r < 0) continue;
         const F center = rows[r + kReach][x], delta = blur_steps(step, r), m = center + delta;
-        const F v = fnma(delta, m, fnma(delta, center, blur_steps(square_step, r)));
+        const F v = fnma(delta, center + m, blur_steps(square_step, r));
         mean[r * out_pitch] = m;
         var[r * out_pitch] = v;
         if (kWrap) {
@@ -109,7 +113,7 @@ GRD_INLINE void blur_row(const F *in_mean, const F *in_var, F *mean, F *var, int
     F step[kOld + kStride], square_step[kOld + kStride], last = in_mean[0], last_var = in_var[0];
     const auto take = [&](int i, F next, F next_var) {
         step[i] = next - last;
-        square_step[i] = fma(step[i], next, fma(step[i], last, next_var - last_var));
+        square_step[i] = fma(step[i], next + last, next_var - last_var);
         last = next, last_var = next_var;
     };
     GRD_UNROLL for (int i = 0; i < kOld; i++) take(i, in_mean[i + 1], in_var[i + 1]);
@@ -119,7 +123,7 @@ GRD_INLINE void blur_row(const F *in_mean, const F *in_var, F *mean, F *var, int
             take(kOld + r, in_mean[x + r + kOld + 1], in_var[x + r + kOld + 1]);
             const F center = in_mean[x + r + kReach], delta = blur_steps(step, r), m = center + delta;
             mean[x + r] = m;
-            var[x + r] = fnma(delta, m, fnma(delta, center, in_var[x + r + kReach] + blur_steps(square_step, r)));
+            var[x + r] = fnma(delta, center + m, in_var[x + r + kReach] + blur_steps(square_step, r));
         }
         GRD_UNROLL for (int i = 0; i < kOld; i++) {
             step[i] = step[i + kStride];
