@@ -266,8 +266,8 @@ class Segments {
 
     /* The next row of the map, from `prefix`, into the sums of phi_local. A window's sum is the difference of two
      * prefixes `local` pixels, that is some lanes and vectors, apart. Windows that begin before the map, or hang over
-     * its end, hold zeros there. No distance is negative: they never exceed the nearest whole window and need no special
-     * case. */
+     * its end, hold zeros there. No distance is negative: they never exceed the nearest whole window and need no
+     * special case. */
     GRD_APART void sum_row() {
         const I before = sum_before(at.prefix[at.span - 1]);
         const I half = _mm512_set1_epi32(fixed.sum_shift ? 1 << (fixed.sum_shift - 1) : 0);
