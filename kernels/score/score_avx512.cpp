@@ -22,7 +22,8 @@ namespace {
 /* Loops that need all registers are functions of their own. */
 #define GRD_APART __attribute__((noinline))
 
-constexpr int64_t kNarrowest = 112; /* narrower patches leave too much of a segment to its overlap */
+constexpr int64_t kNarrowest = 176; /* of narrower patches too much is overlap of segments */
+static_assert((kNarrowest + kL - 1) / kL >= kTaps - 1, "what follows a segment lies in the next one");
 constexpr int64_t kFlush = 64;      /* distances in fixed point whose sum stays below 2^32 */
 
 /* Sums of 64 bits. */
@@ -201,23 +202,15 @@ class Segments {
 
     /* -------------------------------------------------------------------------- columns and rows */
 
-    /* Means and variances of one map along y, from input row `row` on; then, past the end of each row of them, the
+    /* Means and variances of one map (the vectors from x on) along y; then, past the end of each row of them, the
      * first ones again, moved by one lane. */
     GRD_APART void blur_columns(const F *const *rows, int64_t x) const {
         const int64_t pitch = at.column_pitch;
         F *mean = at.columns, *var = at.columns + at.padded + kTaps;
-        int64_t i = 0;
-        if (at.span >= kTaps - 1)
-            for (; i < kTaps - 1; i++) blur_column<true>(rows, x + i, mean + i, var + i, pitch, at.span);
-        for (; i < at.span; i++) blur_column<false>(rows, x + i, mean + i, var + i, pitch, at.span);
-        if (at.span >= kTaps - 1) return;
-        for (int r = 0; r < kBatch; r++) {
-            F *m = mean + r * pitch, *v = var + r * pitch;
-            GRD_UNROLL for (int i = 0; i < kTaps - 1; i++) {
-                m[at.span + i] = next_lane(m[i]);
-                v[at.span + i] = next_lane(v[i]);
-            }
-        }
+        for (int64_t i = 0; i < kTaps - 1; i++)
+            blur_column<true>(rows, x + i, mean + i, var + i, pitch, at.span);
+        for (int64_t i = kTaps - 1; i < at.span; i++)
+            blur_column<false>(rows, x + i, mean + i, var + i, pitch, at.span);
     }
 
     GRD_APART void blur_row_of(int64_t r, F *out) const {
