@@ -1,0 +1,389 @@
+/* score_avx512.cpp - phi, phi_local and the heatmap in one pass, over AVX-512: 16 lanes. Compiled with -mavx512f
+ * -mavx512vl -mavx512bw -mavx512dq -mfma.
+ *
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * A row of w pixels is cut into 16 segments of span = ceil(w / 16) pixels, one per lane: vector i holds pixels i,
+ * span + i, 2 span + i, ... Neighbors along x are then whole vectors, as neighbors along y are anyway; vector span + i
+ * is vector i moved by one lane. Only the two maps of the input are ever transposed, and nothing is transposed back,
+ * for sums over the map need no order.
+ *
+ * score_avx512_blur.h says how the blurs hold 1e-6 in FP32. Work goes by batches of kBatch rows of the distance map:
+ *   take rows   each new input row once: heatmap, range, s and d in segments
+ *   blur y      means and variances of each column, kBatch rows at a time
+ *   blur x      the same along each row, then the distance formula
+ *   sums        distances -> fixed point; running sums along each lane give phi and the windows of phi_local
+ */
+#include "score/score_avx512_blur.h"
+
+namespace grd::score {
+namespace {
+
+/* Loops that need all registers are functions of their own. */
+#define GRD_APART __attribute__((noinline))
+
+constexpr int64_t kNarrowest = 176; /* of narrower patches too much is overlap of segments */
+static_assert((kNarrowest + kL - 1) / kL >= kTaps - 1, "what follows a segment lies in the next one");
+constexpr int64_t kFlush = 64;      /* distances in fixed point whose sum stays below 2^32 */
+
+/* Sums of 64 bits. */
+GRD_INLINE I add_wide(I sum, I v) {
+    const I low = _mm512_cvtepu32_epi64(_mm512_castsi512_si256(v));
+    return _mm512_add_epi64(_mm512_add_epi64(sum, low), _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(v, 1)));
+}
+
+class Segments {
+    /* Arrays of vectors are declared by their elements; each begins on a kAlign boundary. Those with a pitch have
+     * odd ones, so that a column of them does not fall into few sets of the cache. */
+    struct Layout {
+        int64_t span;      /* vectors that hold a row */
+        int64_t padded;    /* the same in whole strides */
+        int64_t in_pitch, column_pitch;
+        __mmask16 *inside; /* which of the 16 pixels of a block of a segment lie in the row: span in whole vectors */
+        __mmask16 *on_map; /* which lanes of a vector lie on the map: span */
+        float *unwanted;   /* where a heatmap that is not wanted goes: w */
+        float *centers;    /* patch means of s and d: c x 2 */
+        float *residual;   /* |d| summed over channels so far, where c > 1: kRows x span vectors */
+        F *input;          /* s and d of the last kRows rows, row y at y % kRows: c x kRows x in_pitch vectors */
+        F *columns;        /* means and variances along y of one map: kBatch x column_pitch vectors */
+        F *rows_s;         /* means and variances of s under the window: kBatch x 2 x padded vectors */
+        F *rows_d;         /* of d, for one row of the map: 2 x padded */
+        F *distance;       /* of the batch, summed over channels so far, where c > 1: kBatch x span */
+        I *prefix;         /* of one row in fixed point, summed along each lane: span */
+        I *ring;           /* sums along x of the last `local` rows of the map: local x span */
+        I *sums;           /* sums of the rows in `ring`: span */
+    };
+
+    static size_t lay_out(const Job &job, void *base, Layout *out) {
+        Arena arena(base);
+        const int64_t span = out->span = (job.w + kL - 1) / kL;
+        const int64_t padded = out->padded = (span + kStride - 1) / kStride * kStride;
+        const int64_t local = job.want_local ? job.local : 0;
+        out->in_pitch = 2 * span + 1;
+        out->column_pitch = 2 * (padded + kTaps) + 1;
+        out->inside = arena.take<__mmask16>((span + kL - 1) / kL * kL);
+        out->on_map = arena.take<__mmask16>(span);
+        out->unwanted = arena.take<float>(job.w);
+        out->centers = arena.take<float>(job.c * 2);
+        out->residual = arena.take<float>(job.c > 1 ? kRows * span * kL : 0);
+        out->input = arena.take<F>(job.c * kRows * out->in_pitch);
+        out->columns = arena.take<F>(kBatch * out->column_pitch);
+        out->rows_s = arena.take<F>(kBatch * 2 * padded);
+        out->rows_d = arena.take<F>(2 * 2 * padded);
+        out->distance = arena.take<F>(job.c > 1 ? kBatch * span : 0);
+        out->prefix = arena.take<I>(span);
+        out->ring = arena.take<I>(local * span);
+        out->sums = arena.take<I>(span);
+        return arena.used();
+    }
+
+    const Job &job;
+    const Patch &patch;
+    Layout at;
+    FixedPoint fixed;
+    int64_t held_to = 0;      /* rows taken so far */
+    int64_t ring_row = 0;     /* of the next row's sums in at.ring */
+    int64_t window_lanes = 0; /* lanes that a phi_local window reaches back over, rounded up */
+    F residual_min, residual_max;
+    F pixel_guard, distance_guard; /* running sums, only because NaN and Inf stay in them */
+    I phi_sum, local_max;
+
+    /* ---------------------------------------------------------------------------------- take rows */
+
+    /* Means of s and d over a grid of at most 8 x 8 pixels: any value near the patch's level will do. */
+    void find_centers() const {
+        const int64_t step_y = (job.h + 7) / 8, step_x = (job.w + 7) / 8;
+        for (int64_t c = 0; c < job.c; c++) {
+            double s = 0, d = 0, count = 0;
+            for (int64_t y = 0; y < job.h; y += step_y) {
+                for (int64_t x = 0; x < job.w; x += step_x) {
+                    const double p = load_float(pixel_at(patch.x, c, y, x));
+                    const double q = load_float(pixel_at(patch.x_hat, c, y, x));
+                    s += p + q;
+                    d += p - q;
+                    count++;
+                }
+            }
+            at.centers[2 * c] = static_cast<float>(s / count);
+            at.centers[2 * c + 1] = static_cast<float>(d / count);
+        }
+    }
+
+    F *input_of(int64_t c, int64_t y) const { return at.input + (c * kRows + y % kRows) * at.in_pitch; }
+
+    /* The pixels of `lanes` (the first ones), others 0. */
+    template <bool kPlain> static GRD_INLINE F load_pixels(const char *from, int64_t stride_x, __mmask16 lanes) {
+        if (kPlain || stride_x == sizeof(float)) return _mm512_maskz_loadu_ps(lanes, from);
+        float gathered[kL] = {};
+        for (int i = 0; lanes >> i; i++) gathered[i] = load_float(from + i * stride_x);
+        return _mm512_loadu_ps(gathered);
+    }
+    template <bool kPlain> static GRD_INLINE void store_pixels(char *to, int64_t stride_x, __mmask16 lanes, F value) {
+        if (kPlain || stride_x == sizeof(float)) {
+            if (lanes == 0xffff) _mm512_storeu_ps(to, value);
+            else _mm512_mask_storeu_ps(to, lanes, value);
+            return;
+        }
+        float values[kL];
+        _mm512_storeu_ps(values, value);
+        for (int i = 0; lanes >> i; i++) store_float(to + i * stride_x, values[i]);
+    }
+
+    /* The common patch: one channel, every row dense. */
+    bool is_plain() const {
+        const int64_t dense = sizeof(float);
+        return job.c == 1 && patch.x.stride_x == dense && patch.x_hat.stride_x == dense &&
+               (!patch.heatmap || patch.heatmap_stride_x == dense);
+    }
+
+    /* Row y of channel c, the `index`th of a batch: s and d go to `input`, the mean of |d| over channels to the
+     * heatmap and into its range. kPlain: is_plain(), known at compile time. */
+    template <bool kPlain, bool kWhole> GRD_APART void take_row(int64_t c, int64_t y, int64_t index) {
+        const bool first_channel = kPlain || c == 0, last_channel = kPlain || c + 1 == job.c;
+        const char *p = pixel_at(patch.x, c, y, 0), *q = pixel_at(patch.x_hat, c, y, 0);
+        char *heat = patch.heatmap ? patch.heatmap + y * patch.heatmap_stride_y : reinterpret_cast<char *>(at.unwanted);
+        const int64_t dense = sizeof(float), heat_step = kPlain || !patch.heatmap ? dense : patch.heatmap_stride_x;
+        const int64_t p_step = kPlain ? dense : patch.x.stride_x, q_step = kPlain ? dense : patch.x_hat.stride_x;
+        const F center_s = set(at.centers[2 * c]), center_d = set(at.centers[2 * c + 1]);
+        const F share = set(1.0f / static_cast<float>(job.c)), scale = set(kGuardScale);
+        F *out = input_of(c, y);
+        F least = residual_min, largest = residual_max, guard = pixel_guard;
+        for (int64_t i = 0; i < at.span; i += kL) {
+            const int64_t count = kWhole || at.span - i >= kL ? kL : at.span - i;
+            F v[kL];
+            GRD_UNROLL for (int lane = 0; lane < kL; lane++) {
+                const int64_t x = lane * at.span + i;
+                const __mmask16 inside = kWhole ? 0xffff : at.inside[i + lane];
+                const F s = load_pixels<kPlain>(p + x * p_step, p_step, inside) +
+                            load_pixels<kPlain>(q + x * q_step, q_step, inside);
+                guard = fma(s, scale, guard);
+                v[lane] = s - center_s;
+            }
+            store_transposed(v, out + i, count);
+            asm volatile("" ::: "memory"); /* 16 vectors and their transpose need all registers: no pixel is kept */
+            GRD_UNROLL for (int lane = 0; lane < kL; lane++) {
+                const int64_t x = lane * at.span + i;
+                const __mmask16 inside = kWhole ? 0xffff : at.inside[i + lane];
+                const F d = load_pixels<kPlain>(p + x * p_step, p_step, inside) -
+                            load_pixels<kPlain>(q + x * q_step, q_step, inside);
+                v[lane] = d - center_d;
+                F r = _mm512_abs_ps(d);
+                if (!kPlain && job.c > 1) {
+                    float *so_far = at.residual + (index * at.span + i) * kL + lane * count;
+                    if (!first_channel) r = r + _mm512_maskz_loadu_ps(inside, so_far);
+                    _mm512_mask_storeu_ps(so_far, inside, r);
+                    r = r * share;
+                }
+                if (last_channel) {
+                    least = _mm512_mask_min_ps(least, inside, least, r);
+                    largest = _mm512_max_ps(largest, r);
+                    store_pixels<kPlain>(heat + x * heat_step, heat_step, inside, r);
+                }
+            }
+            store_transposed(v, out + at.span + i, count);
+        }
+        residual_min = least, residual_max = largest, pixel_guard = guard;
+    }
+
+    /* Holds rows [first, first + kRows). Past the patch the last row repeats: what comes of it is thrown away, it
+     * only has to be defined. */
+    template <bool kPlain> void hold_rows(int64_t first) {
+        const bool whole = kPlain && job.w % (kL * kL) == 0;
+        for (int64_t c = 0; c < job.c; c++) {
+            for (int64_t y = held_to; y < first + kRows; y++) {
+                if (y < job.h && whole) take_row<kPlain, kPlain>(c, y, y - held_to);
+                else if (y < job.h) take_row<kPlain, false>(c, y, y - held_to);
+                else memcpy(input_of(c, y), input_of(c, y - 1),
+                            static_cast<size_t>(at.in_pitch) * sizeof(F));
+            }
+        }
+        held_to = first + kRows;
+    }
+
+    /* -------------------------------------------------------------------------- columns and rows */
+
+    /* Means and variances of one map (the vectors from x on) along y; then, past the end of each row of them, the
+     * first ones again, moved by one lane. */
+    GRD_APART void blur_columns(const F *const *rows, int64_t x) const {
+        const int64_t pitch = at.column_pitch;
+        F *mean = at.columns, *var = at.columns + at.padded + kTaps;
+        for (int64_t i = 0; i < kTaps - 1; i++)
+            blur_column<true>(rows, x + i, mean + i, var + i, pitch, at.span);
+        for (int64_t i = kTaps - 1; i < at.span; i++)
+            blur_column<false>(rows, x + i, mean + i, var + i, pitch, at.span);
+    }
+
+    GRD_APART void blur_row_of(int64_t r, F *out) const {
+        const F *in = at.columns + r * at.column_pitch;
+        blur_row(in, in + at.padded + kTaps, out, out + at.padded, at.span);
+    }
+
+    /* Distances of row r of the batch, in fixed point summed along each lane to `prefix`. */
+    GRD_APART void distances(int64_t r, int64_t c, F unit) {
+        const F *s = at.rows_s + r * 2 * at.padded, *d = at.rows_d + r % 2 * 2 * at.padded;
+        const F center_s = set(at.centers[2 * c]), center_d = set(at.centers[2 * c + 1]), zero = set(0);
+        F *so_far = at.distance + r * at.span;
+        const bool last_channel = c + 1 == job.c;
+        F guard = distance_guard;
+        I prefix = _mm512_setzero_si512();
+        for (int64_t from = 0; from < at.span; from += kFlush) {
+            const I before = prefix;
+            const int64_t to = from + kFlush < at.span ? from + kFlush : at.span;
+            for (int64_t i = from; i < to; i++) {
+                const __mmask16 valid = at.on_map[i];
+                F half = half_distance(s[i] + center_s, d[i] + center_d, s[at.padded + i], d[at.padded + i], valid,
+                                       &guard);
+                if (c > 0) half = half + so_far[i];
+                if (!last_channel) {
+                    so_far[i] = half;
+                    continue;
+                }
+                const I value = _mm512_maskz_cvtps_epi32(valid, _mm512_max_ps(zero, half * unit));
+                prefix = _mm512_add_epi32(prefix, value);
+                at.prefix[i] = prefix;
+            }
+            phi_sum = add_wide(phi_sum, _mm512_sub_epi32(prefix, before));
+        }
+        distance_guard = guard;
+    }
+
+    /* Sum of the lanes before each lane, modulo 2^32. */
+    static GRD_INLINE I sum_before(I v) {
+        const I zero = _mm512_setzero_si512();
+        v = _mm512_alignr_epi32(v, zero, 15);
+        v = _mm512_add_epi32(v, _mm512_alignr_epi32(v, zero, 15));
+        v = _mm512_add_epi32(v, _mm512_alignr_epi32(v, zero, 14));
+        v = _mm512_add_epi32(v, _mm512_alignr_epi32(v, zero, 12));
+        return _mm512_add_epi32(v, _mm512_alignr_epi32(v, zero, 8));
+    }
+
+    /* The next row of the map, from `prefix`, into the sums of phi_local. A window's sum is the difference of two
+     * prefixes `local` pixels, that is some lanes and vectors, apart. Windows that begin before the map, or hang over
+     * its end, hold zeros there. No distance is negative: they never exceed the nearest whole window and need no
+     * special case. */
+    GRD_APART void sum_row() {
+        const I before = sum_before(at.prefix[at.span - 1]);
+        const I half = _mm512_set1_epi32(fixed.sum_shift ? 1 << (fixed.sum_shift - 1) : 0);
+        const __m128i shift = _mm_cvtsi32_si128(fixed.sum_shift);
+        const int64_t span = at.span;
+        const I *const prefix = at.prefix;
+        I *const ring = at.ring + ring_row * span, *const sums = at.sums;
+        ring_row = ring_row + 1 < job.local ? ring_row + 1 : 0;
+        I largest = local_max;
+        for (int64_t lanes = window_lanes, i = 0; i < span; lanes--) {
+            /* Vectors whose windows begin `lanes` lanes before. */
+            const int64_t gone = lanes * span - job.local;
+            const int64_t to = gone > 0 ? span - gone : span;
+            const __mmask16 kept = static_cast<__mmask16>(lanes < kL ? 0xffff << lanes : 0);
+            const I index = _mm512_sub_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                             _mm512_set1_epi32(static_cast<int>(lanes)));
+            const I base = _mm512_add_epi32(
+                half, _mm512_sub_epi32(before, _mm512_maskz_permutexvar_epi32(kept, index, before)));
+            for (; i < to; i++) {
+                const I old = _mm512_maskz_permutexvar_epi32(kept, index, prefix[i + gone]);
+                const I sum = _mm512_add_epi32(base, _mm512_sub_epi32(prefix[i], old));
+                const I cut = _mm512_srl_epi32(sum, shift);
+                const I column = _mm512_add_epi32(sums[i], _mm512_sub_epi32(cut, ring[i]));
+                ring[i] = cut;
+                sums[i] = column;
+                largest = _mm512_max_epi32(largest, column);
+            }
+        }
+        local_max = largest;
+    }
+
+    /* Rows [y, y + kBatch) of the map, as far as they exist. */
+    template <bool kPlain> void batch(int64_t y) {
+        hold_rows<kPlain>(y);
+        if (!job.want_phi && !job.want_local) return;
+        const int64_t count = job.map_h - y < kBatch ? job.map_h - y : kBatch;
+        const F unit = set(static_cast<float>(ldexp(2.0, fixed.scale_bits) / static_cast<double>(job.c)));
+        for (int64_t c = 0; c < job.c; c++) {
+            const F *rows[kRows];
+            for (int k = 0; k < kRows; k++) rows[k] = input_of(c, y + k);
+            blur_columns(rows, 0);
+            for (int64_t r = 0; r < count; r++) blur_row_of(r, at.rows_s + r * 2 * at.padded);
+            blur_columns(rows, at.span);
+            blur_row_of(0, at.rows_d);
+            for (int64_t r = 0; r < count; r++) {
+                distances(r, c, unit);
+                if (r + 1 < count) blur_row_of(r + 1, at.rows_d + (r + 1) % 2 * 2 * at.padded);
+                if (c + 1 == job.c && job.want_local) sum_row();
+            }
+        }
+    }
+
+    Result result() const {
+        const Result nan = {NAN, NAN, NAN, NAN};
+        float least[kL], largest[kL], guard[2][kL];
+        int32_t local[kL], local_sum = 0;
+        int64_t phi[kL / 2], phi_total = 0;
+        memcpy(least, &residual_min, sizeof least), memcpy(largest, &residual_max, sizeof largest);
+        memcpy(guard[0], &pixel_guard, sizeof guard[0]), memcpy(guard[1], &distance_guard, sizeof guard[1]);
+        memcpy(local, &local_max, sizeof local), memcpy(phi, &phi_sum, sizeof phi);
+        Result out = {0, 0, INFINITY, 0};
+        for (int i = 0; i < kL; i++) {
+            if (!isfinite(guard[0][i]) || !isfinite(guard[1][i])) return nan;
+            if (least[i] < out.residual_min) out.residual_min = least[i];
+            if (largest[i] > out.residual_max) out.residual_max = largest[i];
+            if (local[i] > local_sum) local_sum = local[i];
+        }
+        for (int64_t sum : phi) phi_total += sum;
+        const double window = static_cast<double>(job.local) * static_cast<double>(job.local);
+        out.phi = static_cast<float>(ldexp(static_cast<double>(phi_total), -fixed.scale_bits) /
+                                     static_cast<double>(patch.positions));
+        out.phi_local = static_cast<float>(ldexp(local_sum, fixed.sum_shift - fixed.scale_bits) / window);
+        return out;
+    }
+
+  public:
+    static bool takes(const Job &job) { return !job.box && job.w >= kNarrowest && job.local <= kLargestLocal; }
+
+    static size_t scratch_bytes(const Job &job) {
+        Layout unused;
+        return lay_out(job, nullptr, &unused);
+    }
+
+    Segments(const Job &job_, const Patch &patch_, void *scratch) : job(job_), patch(patch_) {
+        lay_out(job, scratch, &at);
+        fixed = fixed_point(job.local); /* also without phi_local: phi must not depend on what else is wanted */
+        residual_min = set(INFINITY);
+        residual_max = pixel_guard = distance_guard = set(0);
+        phi_sum = local_max = _mm512_setzero_si512();
+        for (int64_t i = 0; i < at.span; i++)
+            at.on_map[i] = first_lanes((job.map_w - i + at.span - 1) / at.span);
+        for (int64_t i = 0; i < at.span; i += kL) {
+            for (int lane = 0; lane < kL; lane++) {
+                const int64_t left = job.w - (lane * at.span + i);
+                at.inside[i + lane] = first_lanes(left < at.span - i ? left : at.span - i);
+            }
+        }
+        memset(at.columns, 0, sizeof(F) * static_cast<size_t>(kBatch * at.column_pitch)); /* reads past a row */
+        if (!job.want_local) return;
+        window_lanes = (job.local + at.span - 1) / at.span;
+        memset(at.sums, 0, sizeof(I) * static_cast<size_t>(at.span));
+        memset(at.ring, 0, sizeof(I) * static_cast<size_t>(job.local * at.span));
+    }
+
+    Result run() {
+        find_centers();
+        const bool plain = is_plain();
+        for (int64_t y = 0; y < job.map_h; y += kBatch) plain ? batch<true>(y) : batch<false>(y);
+        return result();
+    }
+};
+
+Result run(const Job &job, const Patch &patch, void *scratch) {
+    if (!Segments::takes(job)) return variant_avx2.run(job, patch, scratch);
+    return Segments(job, patch, scratch).run();
+}
+
+size_t scratch_bytes(const Job &job) {
+    return Segments::takes(job) ? Segments::scratch_bytes(job) : variant_avx2.scratch_bytes(job);
+}
+
+} // namespace
+
+const Variant variant_avx512 = {scratch_bytes, run};
+
+} // namespace grd::score
