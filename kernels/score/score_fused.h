@@ -147,29 +147,32 @@ template <class V> class Fused {
         const int64_t heat_step = kPlain || !patch.heatmap ? dense : patch.heatmap_stride_x;
         float gathered[kL];
         const F center_s = V::set(at.centers[2 * c]), center_d = V::set(at.centers[2 * c + 1]);
-        const F share = V::set(1.0f / static_cast<float>(job.c));
-        const int64_t old = held_to - y, inside = y + rows < job.h ? rows : job.h - y;
-        const auto take = [&](int64_t i, int64_t b, const char *p, const char *q, F *s, F *d) {
-            const F value = load_pixels(p + block_x(b) * p_step, p_step, gathered);
-            const F value_hat = load_pixels(q + block_x(b) * q_step, q_step, gathered);
-            *s = V::add(value, value_hat), *d = V::sub(value, value_hat);
-            F *s_out = reinterpret_cast<F *>(at.taken) + (b - first) * 2 * kTall + i;
-            s_out[0] = V::sub(*s, center_s);
-            s_out[kTall] = V::sub(*d, center_d);
-        };
-        F s, d;
-        for (int64_t i = 0; i < old; i++) {
-            const char *p = pixel_at(view, c, y + i, 0), *q = pixel_at(view_hat, c, y + i, 0);
-            for (int64_t b = first; b < end; b++) take(i, b, p, q, &s, &d);
-        }
+        const F share = V::set(1.0f / static_cast<float>(job.c)), scale = V::set(kGuardScale);
         F least = residual_min, largest = residual_max, guard = V::set(0);
-        const F scale = V::set(kGuardScale);
-        for (int64_t i = old; i < inside; i++) {
+        const int64_t old = held_to - y, inside = y + rows < job.h ? rows : job.h - y;
+        const int64_t last_x = job.w - kL; /* of the last block: see block_x */
+        for (int64_t i = 0; i < inside; i++) {
             const char *p = pixel_at(view, c, y + i, 0), *q = pixel_at(view_hat, c, y + i, 0);
-            char *heat = patch.heatmap + (y + i) * patch.heatmap_stride_y;
+            F *out = reinterpret_cast<F *>(at.taken) + i;
+            const auto take = [&](int64_t x, F *s, F *d) {
+                const F value = load_pixels(p + x * p_step, p_step, gathered);
+                const F value_hat = load_pixels(q + x * q_step, q_step, gathered);
+                *s = V::add(value, value_hat), *d = V::sub(value, value_hat);
+                out[0] = V::sub(*s, center_s);
+                out[kTall] = V::sub(*d, center_d);
+                out += 2 * kTall;
+            };
+            F s, d;
+            if (i < old) {
+                for (int64_t b = first; b < end; b++) take(b * kL < last_x ? b * kL : last_x, &s, &d);
+                continue;
+            }
+            char *heat = patch.heatmap ? patch.heatmap + (y + i) * patch.heatmap_stride_y : nullptr;
+            F row_guard = V::set(0);
             for (int64_t b = first; b < end; b++) {
-                take(i, b, p, q, &s, &d);
-                guard = V::fma(s, scale, guard);
+                const int64_t x = b * kL < last_x ? b * kL : last_x;
+                take(x, &s, &d);
+                row_guard = V::add(row_guard, s);
                 F r = V::abs(d);
                 if (!kPlain && job.c > 1) {
                     float *so_far = at.residual + ((i - old) * at.blocks + b) * kL;
@@ -180,14 +183,15 @@ template <class V> class Fused {
                 if (last_channel) {
                     least = V::min(least, r);
                     largest = V::max(largest, r);
-                    if (patch.heatmap) store_pixels(heat + block_x(b) * heat_step, heat_step, r);
+                    if (heat) store_pixels(heat + x * heat_step, heat_step, r);
                 }
             }
+            guard = V::fma(row_guard, scale, guard);
         }
         for (int64_t b = first; b < end; b++) {
-            F *s_out = reinterpret_cast<F *>(at.taken) + (b - first) * 2 * kTall;
+            F *out = reinterpret_cast<F *>(at.taken) + (b - first) * 2 * kTall;
             for (int64_t i = inside; i < rows; i++)
-                s_out[i] = s_out[inside - 1], s_out[kTall + i] = s_out[kTall + inside - 1];
+                out[i] = out[inside - 1], out[kTall + i] = out[kTall + inside - 1];
         }
         residual_min = least, residual_max = largest;
         pixel_guard = V::fma(guard, V::set(8.6736173798840354720596224069595e-19f), pixel_guard);
