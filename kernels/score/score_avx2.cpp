@@ -17,11 +17,7 @@ struct Avx2 {
         __m256i low, high;
     };
     static constexpr int kLanes = 8;
-    #ifndef KC
-#define KC 8
-#define KG 4
-#endif
-    static constexpr int kChunk = KC, kGroups = KG; /* measured: kernels/README.md */
+        static constexpr int kChunk = 16, kGroups = 8; /* measured: kernels/README.md */
 
     static F load(const void *at) { return _mm256_loadu_ps(static_cast<const float *>(at)); }
     static void store(void *at, F v) { _mm256_storeu_ps(static_cast<float *>(at), v); }

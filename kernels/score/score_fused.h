@@ -5,10 +5,10 @@
  * A variant defines a vector traits type V (see score_avx2.cpp) and instantiates run_fused<V>. Gaussian
  * window only; see score_scalar.cpp for the formula and for the box window.
  *
- * Work goes by batches of kBatch rows of the distance map, kBatch being the lanes of a vector:
- *   take rows   each new input row once: heatmap, range, s and d
+ * Work goes by batches of kRows rows of the distance map, and in these by chunks of kChunk columns:
+ *   take rows   in the order of memory: heatmap, range, s and d
  *   columns     means and variances of one vector of columns along y, transposed: lanes are rows now
- *   rows        means and variances along x, then the distance formula
+ *   rows        means and variances along x for each group of kL rows, then the distance formula
  *   sums        distances -> fixed point; sums for phi and phi_local
  * Blurring along x needs the neighbors of each pixel. After the transpose these are whole vectors, so that no
  * load straddles a cache line and both blurs have the same form.
@@ -26,8 +26,10 @@
 namespace grd::score {
 namespace { /* local to each variant's file: see score_internal.h */
 
-/* s is summed at this scale, so that pixels beyond 2^29 count as Inf. */
-constexpr float kGuardScale = 3.16912650057057350374175801344e29f; /* 2^98 */
+/* No product of the distance formula leaves FP32 while |s| and |d| are at most 2^30. s is summed at a scale
+ * where 2^30 is Inf (one pixel beyond 5e8, or all pixels beyond 4e5); |d| is known from the range. */
+constexpr float kGuardScale = 3.1691265e29f; /* 2^98 */
+constexpr float kGuardUnscale = 8.6736174e-19f; /* 2^-60: sums of many batches stay finite, Inf stays Inf */
 constexpr float kLargestDifference = 1073741824.0f; /* 2^30 */
 
 constexpr int64_t kLargestLocal = 256; /* of FixedPoint; larger phi_local windows take the scalar path */
@@ -49,24 +51,28 @@ template <class V> class Fused {
     using I = typename V::I;
     using B = Blur<V>;
     static constexpr int kL = V::kLanes;
-    static constexpr int kGroups = V::kGroups, kRows = kGroups * kL, kTall = kRows + kTaps - 1;
-    static constexpr int kChunk = V::kChunk * kL; /* columns between the two blurs at a time */
+    static constexpr int kRows = V::kGroups * kL;        /* rows of the map in a batch */
+    static constexpr int kTall = kRows + kTaps - 1;      /* input rows that they depend on */
+    static constexpr int kChunk = V::kChunk * kL;        /* columns between the two blurs at a time */
+    /* The window between the blurs: the columns before the chunk that its outputs need, in whole vectors of the
+     * input, then the chunk, then room for the last results to read past the patch. */
     static constexpr int kKeep = (kTaps - 1 + kL - 1) / kL * kL;
     static constexpr int kSpan = kKeep + kChunk + kL;
-    enum Map { kMean, kVar, kMeanD, kVarD, kMaps };
+    enum Map { kMeanS, kVarS, kMeanD, kVarD, kMaps };
 
+    /* Arrays of vectors are declared by their elements; each begins on a kAlign boundary. */
     struct Layout {
-        int64_t blocks;
-        float *centers;
-        float *residual;
-        float *taken;    /* s and d of a block: 2 x kTall */
-        float *column;   /* delta, mean, var: 3 x kRows */
-        float *window;   /* kGroups x kMaps x kSpan */
-        float *line;     /* (1 + kMaps) x (kChunk + kKeep) */
-        float *distance; /* c > 1: kGroups x pitch */
-        int32_t *history; /* kGroups x (local + pitch) */
-        int32_t *ring;
-        int32_t *columns;
+        int64_t blocks;   /* vectors that cover a row of the input */
+        float *centers;   /* patch means of s and d: c x 2 */
+        float *residual;  /* |d| summed over channels so far, where c > 1: kTall x blocks vectors */
+        float *taken;     /* s and d of the chunk's input rows: V::kChunk x 2 x kTall vectors */
+        float *column;    /* of a block: square steps, deltas, means, variances; kTall vectors each */
+        float *window;    /* columns of the four maps: V::kGroups x kMaps x kSpan vectors */
+        float *line;      /* of a group: square steps, deltas, then the four maps; kSpan vectors each */
+        float *distance;  /* columns of the groups, summed over channels so far, where c > 1: blocks x kL vectors each */
+        int32_t *history; /* of each group the map in fixed point, after `local` vectors of 0 */
+        int32_t *ring;    /* sums along x of the last `local` rows of the map */
+        int32_t *columns; /* sums of the rows in `ring` */
     };
 
     static size_t lay_out(const Job &job, void *base, Layout *out) {
@@ -76,11 +82,11 @@ template <class V> class Fused {
         out->centers = arena.take<float>(job.c * 2);
         out->residual = arena.take<float>(job.c > 1 ? kTall * pitch : 0);
         out->taken = arena.take<float>(V::kChunk * 2 * kTall * kL);
-        out->column = arena.take<float>(3 * kRows * kL);
-        out->window = arena.take<float>(kGroups * kMaps * kSpan * kL);
-        out->line = arena.take<float>((1 + kMaps) * (kChunk + kKeep) * kL);
-        out->distance = arena.take<float>(job.c > 1 ? kGroups * pitch * kL : 0);
-        out->history = arena.take<int32_t>(kGroups * (local + pitch) * kL);
+        out->column = arena.take<float>(4 * kTall * kL);
+        out->window = arena.take<float>(V::kGroups * kMaps * kSpan * kL);
+        out->line = arena.take<float>((2 + kMaps) * kSpan * kL);
+        out->distance = arena.take<float>(job.c > 1 ? V::kGroups * pitch * kL : 0);
+        out->history = arena.take<int32_t>(V::kGroups * (local + pitch) * kL);
         out->ring = arena.take<int32_t>(local * pitch);
         out->columns = arena.take<int32_t>(pitch);
         return arena.used();
@@ -93,9 +99,12 @@ template <class V> class Fused {
     int64_t held_to = 0; /* input rows whose residual is known */
     int64_t phi_sum = 0;
     F residual_min, residual_max;
-    F pixel_guard;
+    F pixel_guard; /* a running sum, only because NaN and Inf stay in it */
     I local_max;
 
+    /* ---------------------------------------------------------------------------------- take rows */
+
+    /* Means of s and d over a grid of at most 8 x 8 pixels: any value near the patch's level will do. */
     void find_centers() const {
         const int64_t step_y = (job.h + 7) / 8, step_x = (job.w + 7) / 8;
         for (int64_t c = 0; c < job.c; c++) {
@@ -138,7 +147,9 @@ template <class V> class Fused {
                (!patch.heatmap || patch.heatmap_stride_x == dense);
     }
 
-    /* Rows [y, y + rows) of blocks [first, end). */
+    /* Rows [y, y + rows) of blocks [first, end): s and d go to `taken`, and of rows that no batch before has taken
+     * the mean of |d| over channels to the heatmap and into its range. Past the patch the last row repeats: what
+     * comes of it is thrown away, it only has to be defined. kPlain: is_plain(), known at compile time. */
     template <bool kPlain> GRD_INLINE void take_blocks(int64_t c, int64_t first, int64_t end, int64_t y, int64_t rows) {
         const int64_t dense = sizeof(float);
         const Image &view = patch.x, &view_hat = patch.x_hat;
@@ -150,7 +161,7 @@ template <class V> class Fused {
         const F share = V::set(1.0f / static_cast<float>(job.c)), scale = V::set(kGuardScale);
         F least = residual_min, largest = residual_max, guard = V::set(0);
         const int64_t old = held_to - y, inside = y + rows < job.h ? rows : job.h - y;
-        const int64_t last_x = job.w - kL; /* of the last block: see block_x */
+        const int64_t last_x = job.w - kL; /* block_x of the last block */
         for (int64_t i = 0; i < inside; i++) {
             const char *p = pixel_at(view, c, y + i, 0), *q = pixel_at(view_hat, c, y + i, 0);
             F *out = reinterpret_cast<F *>(at.taken) + i;
@@ -172,7 +183,7 @@ template <class V> class Fused {
             for (int64_t b = first; b < end; b++) {
                 const int64_t x = b * kL < last_x ? b * kL : last_x;
                 take(x, &s, &d);
-                row_guard = V::add(row_guard, s);
+                row_guard = V::fma(s, scale, row_guard);
                 F r = V::abs(d);
                 if (!kPlain && job.c > 1) {
                     float *so_far = at.residual + ((i - old) * at.blocks + b) * kL;
@@ -186,7 +197,7 @@ template <class V> class Fused {
                     if (heat) store_pixels(heat + x * heat_step, heat_step, r);
                 }
             }
-            guard = V::fma(row_guard, scale, guard);
+            guard = V::add(guard, row_guard);
         }
         for (int64_t b = first; b < end; b++) {
             F *out = reinterpret_cast<F *>(at.taken) + (b - first) * 2 * kTall;
@@ -194,18 +205,23 @@ template <class V> class Fused {
                 out[i] = out[inside - 1], out[kTall + i] = out[kTall + inside - 1];
         }
         residual_min = least, residual_max = largest;
-        pixel_guard = V::fma(guard, V::set(8.6736173798840354720596224069595e-19f), pixel_guard);
+        pixel_guard = V::fma(guard, V::set(kGuardUnscale), pixel_guard);
     }
+
+    /* -------------------------------------------------------------------------- columns and rows */
 
     /* What summing needs of a group besides the distances. */
     struct Sums {
         int64_t rows;            /* rows of the group that lie in the map */
         int32_t *ring[kL];       /* their rows in at.ring */
-        I *history;
-        I along_x;               /* sum of the last `local` columns */
+        I *history;              /* its map in at.history */
+        I along_x;               /* sum of the last `local` columns, and a half for the cut */
         typename V::Wide phi;    /* per row of the group */
     };
 
+    /* Takes columns [x, x + kL) of the finished map into the sums. Windows that begin before the map, or hang
+     * over its end, hold zeros there. No distance is negative by more than its rounding: they exceed the nearest
+     * whole window by no more than that, and need no special case. */
     GRD_INLINE void sum_block(const F *halves, int64_t x, F unit, Sums *sums) {
         I value[kL], total = V::iset(0);
         GRD_UNROLL for (int i = 0; i < kL; i++) {
@@ -242,18 +258,18 @@ template <class V> class Fused {
         local_max = largest;
     }
 
-    /* Columns [x, x + n) of the map for one group */
-    GRD_INLINE void distance_columns(const F *in, int64_t x, int64_t n, int64_t c, F unit, float *group_distance, Sums *sums) {
-        constexpr int64_t kLine = kChunk + kKeep;
-        F *delta = reinterpret_cast<F *>(at.line), *mean = delta + kLine, *var = mean + kLine;
-        F *mean_d = var + kLine, *var_d = mean_d + kLine;
-        B::deltas(in + kMean * kSpan, n, delta);
-        B::moments_of_moments(in + kMean * kSpan, in + kVar * kSpan, delta, n, mean, var);
-        B::deltas(in + kMeanD * kSpan, n, delta);
-        B::moments_of_moments(in + kMeanD * kSpan, in + kVarD * kSpan, delta, n, mean_d, var_d);
+    /* Columns [x, x + n) of a group's map for one channel; after the last channel also the sums. */
+    GRD_INLINE void distance_columns(const F *in, int64_t x, int64_t n, int64_t c, F unit, F *so_far, Sums *sums) {
+        F *square_step = reinterpret_cast<F *>(at.line), *delta = square_step + kSpan, *mean = delta + kSpan;
+        F *var = mean + kSpan, *mean_d = var + kSpan, *var_d = mean_d + kSpan;
+        const auto blur = [&](int map, F *to_mean, F *to_var) {
+            const F *from = in + map * kSpan;
+            B::moments_of_moments(from, from + kSpan, n, delta, square_step, to_mean, to_var);
+        };
+        blur(kMeanS, mean, var);
+        blur(kMeanD, mean_d, var_d);
         const F center_s = V::set(at.centers[2 * c]), center_d = V::set(at.centers[2 * c + 1]);
         const bool last_channel = c + 1 == job.c;
-        F *so_far = reinterpret_cast<F *>(group_distance);
         for (int64_t i = 0; i < n; i += kL) {
             F out[kL];
             GRD_UNROLL for (int k = 0; k < kL; k++)
@@ -267,16 +283,19 @@ template <class V> class Fused {
         }
     }
 
+    /* The batch's rows of the map for one channel. Outputs lag behind the chunk by kKeep columns. */
     template <bool kPlain> void distance_rows(int64_t y, int64_t groups, int64_t c, F unit, Sums *sums) {
-        F *window = reinterpret_cast<F *>(at.window);
-        F *delta = reinterpret_cast<F *>(at.column), *mean = delta + kRows, *var = mean + kRows;
+        F *window = reinterpret_cast<F *>(at.window), *taken = reinterpret_cast<F *>(at.taken);
+        F *square_step = reinterpret_cast<F *>(at.column), *delta = square_step + kTall, *mean = delta + kTall;
+        F *var = mean + kTall, *distance = reinterpret_cast<F *>(at.distance);
         const int64_t rows = groups * kL;
+        const F bias = V::set(static_cast<float>(2 * kC2)); /* joins the variance here, where it costs nothing */
         for (int64_t chunk = 0; chunk < job.w; chunk += kChunk) {
             const int64_t end = chunk + kChunk < job.w ? chunk + kChunk : job.w;
             const int64_t first_block = chunk / kL, end_block = (end + kL - 1) / kL;
             take_blocks<kPlain>(c, first_block, end_block, y, rows + kTaps - 1);
             for (int64_t b = first_block; b < end_block; b++) {
-                const F *s = reinterpret_cast<const F *>(at.taken) + (b - first_block) * 2 * kTall, *d = s + kTall;
+                const F *s = taken + (b - first_block) * 2 * kTall;
                 F *out = window + kKeep + block_x(b) - chunk;
                 const auto transpose = [&](int map) {
                     for (int64_t g = 0; g < groups; g++) {
@@ -284,11 +303,9 @@ template <class V> class Fused {
                         V::transpose(var + g * kL, out + (g * kMaps + map + 1) * kSpan);
                     }
                 };
-                B::deltas(s, rows, delta);
-                B::moments(s, delta, rows, V::set(static_cast<float>(2 * kC2)), mean, var);
-                transpose(kMean);
-                B::deltas(d, rows, delta);
-                B::moments(d, delta, rows, V::set(0), mean, var);
+                B::moments(s, rows, bias, delta, square_step, mean, var);
+                transpose(kMeanS);
+                B::moments(s + kTall, rows, V::set(0), delta, square_step, mean, var);
                 transpose(kMeanD);
             }
             const int64_t first = chunk ? chunk - kKeep : 0;
@@ -297,21 +314,22 @@ template <class V> class Fused {
                 for (int64_t g = 0; g < groups; g++)
                     distance_columns(window + g * kMaps * kSpan + kKeep + first - chunk, first,
                                      (stop - first + kL - 1) / kL * kL, c, unit,
-                                     at.distance + g * at.blocks * kL * kL, sums + g);
+                                     distance + g * at.blocks * kL, sums + g);
             for (int m = 0; m < groups * kMaps; m++)
                 for (int i = 0; i < kKeep; i++) window[m * kSpan + i] = window[m * kSpan + kChunk + i];
         }
     }
 
+    /* Rows [y, y + kRows) of the map, as far as they exist, in whole groups. */
     template <bool kPlain> void batch(int64_t y) {
-        const int64_t left = (job.map_h - y + kL - 1) / kL, groups = left < kGroups ? left : kGroups;
+        const int64_t left = (job.map_h - y + kL - 1) / kL, groups = left < V::kGroups ? left : V::kGroups;
         if (!job.want_phi && !job.want_local) {
             for (int64_t c = 0; c < job.c; c++)
                 for (int64_t b = 0; b < at.blocks; b += V::kChunk)
                     take_blocks<kPlain>(c, b, b + V::kChunk < at.blocks ? b + V::kChunk : at.blocks, y,
                                         groups * kL + kTaps - 1);
         } else {
-            Sums sums[kGroups];
+            Sums sums[V::kGroups];
             for (int64_t g = 0; g < groups; g++) {
                 const int64_t first = y + g * kL;
                 sums[g].rows = job.map_h - first < kL ? job.map_h - first : kL;
@@ -371,10 +389,11 @@ template <class V> class Fused {
         local_max = V::iset(0);
         /* Sums start from 0, and vectors that reach past a row find defined values there. */
         const size_t pitch = static_cast<size_t>(at.blocks * kL) * sizeof(float);
-        memset(at.window, 0, sizeof(F) * kGroups * kMaps * kSpan);
+        const int64_t all = (job.map_h + kL - 1) / kL, groups = all < V::kGroups ? all : V::kGroups;
+        memset(at.window, 0, sizeof(F) * static_cast<size_t>(groups * kMaps * kSpan));
         memset(at.columns, 0, pitch);
         if (!job.want_local) return;
-        for (int g = 0; g < kGroups; g++)
+        for (int64_t g = 0; g < groups; g++)
             memset(at.history + g * (job.local + at.blocks * kL) * kL, 0, sizeof(I) * static_cast<size_t>(job.local));
         memset(at.ring, 0, pitch * static_cast<size_t>(job.local));
     }

@@ -460,6 +460,11 @@ static void check_not_finite(const char *variant, int box, int channels, int h, 
         CHECK_SAYS(grd_score_patches(&params, &vx, &vy, &second) == GRD_OK, "%s", variant);
         CHECK_SAYS(!(got[0][1] < clean[0][1]) && !(got[1][1] < clean[1][1]), "%s %g scores %g", variant, huge[i],
                    got[0][1]);
+        y[image + (size_t)(h * w / 2)] = -huge[i]; /* their sum is 0 */
+        CHECK_SAYS(grd_score_patches(&params, &vx, &vy, &second) == GRD_OK, "%s", variant);
+        CHECK_SAYS(!(got[0][1] < clean[0][1]) && !(got[1][1] < clean[1][1]), "%s opposite %g scores %g", variant, huge[i],
+                   got[0][1]);
+        y[image + (size_t)(h * w / 2)] = 0;
     }
     free(x), free(y);
 }
