@@ -20,9 +20,9 @@
 #define CHECK_SAYS(condition, ...) CHECK_THAT(condition, (__VA_ARGS__))
 
 static const char *const kListed[] = {
-#define GRD_VARIANT(name, supported) #name,
-#include "variants.inc"
-#undef GRD_VARIANT
+#define GRD_SCORE_VARIANT(name, supported) #name,
+#include "score/score_variants.inc"
+#undef GRD_SCORE_VARIANT
 };
 enum { kListedCount = sizeof kListed / sizeof kListed[0] };
 
@@ -213,9 +213,9 @@ static void check_accuracy_at(int family, float level, int box, int local, int c
     float *x = floats(count), *y = floats(count), *heat = floats((size_t)(h * w));
     make_pair(family, level, channels, h, w, x, y);
     const definition truth = reference(box, local ? local : 21, x, y, channels, h, w);
-    for (int v = 0; grd_variant_name(v); v++) {
-        const char *name = grd_variant_name(v);
-        if (!grd_variant_supported(name)) continue;
+    for (int v = 0; grd_score_variant_name(v); v++) {
+        const char *name = grd_score_variant_name(v);
+        if (!grd_score_variant_supported(name)) continue;
         const grd_view vx = dense_view(x, 1, channels, h, w), vy = dense_view(y, 1, channels, h, w);
         const grd_view vh = dense_view(heat, 1, 1, h, w);
         grd_score_params params = params_for(name);
@@ -224,7 +224,7 @@ static void check_accuracy_at(int family, float level, int box, int local, int c
         params.window = box ? GRD_WINDOW_BOX : GRD_WINDOW_GAUSSIAN;
         params.local_window_px = local;
         const grd_status status = grd_score_patches(&params, &vx, &vy, &outputs);
-        CHECK_SAYS(status == GRD_OK, "%s", grd_variant_name(v));
+        CHECK_SAYS(status == GRD_OK, "%s", grd_score_variant_name(v));
         const double error = fabs(s.phi - truth.phi), error_local = fabs(s.phi_local - truth.phi_local);
         CHECK_SAYS(error <= 1e-6 && error_local <= 1e-6,
                    "%s %s %g box %d local %d %dx%dx%d: phi %.9g for %.9g, phi_local %.9g for %.9g", name,
@@ -324,7 +324,7 @@ static void check_layouts(const char *variant, int channels, int h, int w) {
     grd_score_params params = params_for(variant);
     scores expected[kN], got[kN];
     float columns[4][kN];
-    grd_score_outputs outputs = {sizeof outputs, 0, columns[0], columns[1], columns[2], columns[3], &vh, NULL};
+    grd_score_outputs outputs = {sizeof outputs, 0, columns[0], columns[1], columns[2], columns[3], &vh};
     if (!bx || !by || !bh) abort();
     make_pair(RANDOM, 0.5f, channels * kN, h, w, x, y);
     CHECK_SAYS(grd_score_patches(&params, &vx, &vy, &outputs) == GRD_OK, "%s", variant);
@@ -395,7 +395,7 @@ static void check_workspace_and_batch(const char *variant, int box, int channels
             float *column[4];
             for (int i = 0; i < 4; i++) column[i] = (float *)(void *)(out[i] + kGuard);
             const grd_view vx = dense_view(x, kN, channels, h, w), vy = dense_view(y, kN, channels, h, w);
-            const grd_score_outputs outputs = {sizeof outputs, 0, column[0], column[1], column[2], column[3], NULL, NULL};
+            const grd_score_outputs outputs = {sizeof outputs, 0, column[0], column[1], column[2], column[3], NULL};
             params.workspace = block + kGuard + shift;
             params.workspace_bytes = bytes;
             CHECK_SAYS(grd_score_patches(&params, &vx, &vy, &outputs) == GRD_OK, "%s", variant);
@@ -427,8 +427,8 @@ static void check_not_finite(const char *variant, int box, int channels, int h, 
     params.window = box;
     make_pair(NOISY, 0.5f, channels * kN, h, w, x, y);
     const grd_view vx = dense_view(x, kN, channels, h, w), vy = dense_view(y, kN, channels, h, w);
-    const grd_score_outputs first = {sizeof first, 0, clean[0], clean[1], clean[2], clean[3], NULL, NULL};
-    const grd_score_outputs second = {sizeof second, 0, got[0], got[1], got[2], got[3], NULL, NULL};
+    const grd_score_outputs first = {sizeof first, 0, clean[0], clean[1], clean[2], clean[3], NULL};
+    const grd_score_outputs second = {sizeof second, 0, got[0], got[1], got[2], got[3], NULL};
     CHECK_SAYS(grd_score_patches(&params, &vx, &vy, &first) == GRD_OK, "%s", variant);
     const float bad[] = {NAN, INFINITY, -INFINITY};
     for (int i = 0; i < h * w * channels; i += i % 7 + 1) {
@@ -448,7 +448,7 @@ static void check_not_finite(const char *variant, int box, int channels, int h, 
     x[image + (size_t)(h * w / 2)] = NAN;
     for (int k = 0; k < 4; k++) {
         const grd_score_outputs one = {sizeof one, 0, k == 0 ? got[0] : NULL, k == 1 ? got[1] : NULL,
-                                       k == 2 ? got[2] : NULL, k == 3 ? got[3] : NULL, NULL, NULL};
+                                       k == 2 ? got[2] : NULL, k == 3 ? got[3] : NULL, NULL};
         memset(got, 0, sizeof got);
         CHECK_SAYS(grd_score_patches(&params, &vx, &vy, &one) == GRD_OK, "%s", variant);
         CHECK_SAYS(isnan(got[k][1]) && got[k][0] == clean[k][0], "%s figure %d alone", variant, k);
@@ -556,9 +556,7 @@ static void check_errors(void) {
     EXPECT(GRD_ERR_ARGUMENT, c.params.window = 2);
     EXPECT(GRD_ERR_ARGUMENT, c.params.window = -1);
     EXPECT(GRD_ERR_ARGUMENT, c.params.local_window_px = -1);
-    EXPECT(GRD_ERR_ARGUMENT, c.params.heatmap_scale = -1);
-    EXPECT(GRD_ERR_ARGUMENT, c.params.heatmap_scale = INFINITY);
-    EXPECT(GRD_ERR_ARGUMENT, c.params.heatmap_scale = NAN);
+    EXPECT(GRD_ERR_ARGUMENT, c.params.reserved = 1);
 
     EXPECT(GRD_ERR_STRUCT_SIZE, c.params.struct_size = 0);
     EXPECT(GRD_ERR_STRUCT_SIZE, c.params.struct_size = sizeof c.params - 1);
@@ -567,7 +565,7 @@ static void check_errors(void) {
     EXPECT(GRD_OK, c.params.struct_size = sizeof c.params + 64); /* a newer caller */
     EXPECT(GRD_OK, c.outputs.struct_size = sizeof c.outputs + 64);
 
-    EXPECT(GRD_ERR_DTYPE, c.x.dtype = GRD_UINT16);
+    EXPECT(GRD_ERR_DTYPE, c.x.dtype = GRD_FLOAT16);
     EXPECT(GRD_ERR_DTYPE, c.x_hat.dtype = GRD_UINT8);
     EXPECT(GRD_ERR_DTYPE, c.heatmap.dtype = GRD_UINT16);
     EXPECT(GRD_ERR_DTYPE, c.x.dtype = 0);
@@ -617,36 +615,36 @@ static void check_variants(void) {
     grd_score_params params = params_for(NULL);
     int count = 0;
     const char *fastest = NULL;
-    for (; grd_variant_name(count); count++) {
-        const char *name = grd_variant_name(count);
+    for (; grd_score_variant_name(count); count++) {
+        const char *name = grd_score_variant_name(count);
         const int listed = count < kListedCount && strcmp(name, kListed[count]) == 0;
         CHECK_SAYS(listed, "%s is not variant %d of the list", name, count);
-        if (grd_variant_supported(name)) fastest = name;
+        if (grd_score_variant_supported(name)) fastest = name;
     }
     CHECK_SAYS(count == kListedCount, "%d variants, %d listed", count, (int)kListedCount);
-    CHECK_SAYS(grd_variant_name(-1) == NULL && grd_variant_name(count + 1) == NULL, "past the end");
-    CHECK_SAYS(strcmp(grd_variant_name(0), "scalar") == 0, "scalar comes first");
-    CHECK_SAYS(grd_variant_supported("scalar") == 1, "scalar always runs");
-    CHECK_SAYS(grd_variant_supported("abacus") == 0 && grd_variant_supported(NULL) == 0, "unknown");
+    CHECK_SAYS(grd_score_variant_name(-1) == NULL && grd_score_variant_name(count + 1) == NULL, "past the end");
+    CHECK_SAYS(strcmp(grd_score_variant_name(0), "scalar") == 0, "scalar comes first");
+    CHECK_SAYS(grd_score_variant_supported("scalar") == 1, "scalar always runs");
+    CHECK_SAYS(grd_score_variant_supported("abacus") == 0 && grd_score_variant_supported(NULL) == 0, "unknown");
 
     unsetenv("GRD_FORCE_VARIANT");
-    CHECK_SAYS(grd_variant_active(NULL) == fastest, "the fastest is the default");
+    CHECK_SAYS(grd_score_variant_active(NULL) == fastest, "the fastest is the default");
     setenv("GRD_FORCE_VARIANT", "", 1);
-    CHECK_SAYS(grd_variant_active(NULL) == fastest, "empty forces nothing");
+    CHECK_SAYS(grd_score_variant_active(NULL) == fastest, "empty forces nothing");
     setenv("GRD_FORCE_VARIANT", "scalar", 1);
-    CHECK_SAYS(strcmp(grd_variant_active(NULL), "scalar") == 0, "environment");
+    CHECK_SAYS(strcmp(grd_score_variant_active(NULL), "scalar") == 0, "environment");
     params.variant = fastest;
-    CHECK_SAYS(grd_variant_active(params.variant) == fastest, "params come before the environment");
+    CHECK_SAYS(grd_score_variant_active(&params) == fastest, "params come before the environment");
     setenv("GRD_FORCE_VARIANT", "abacus", 1);
-    CHECK_SAYS(grd_variant_active(NULL) == NULL, "unknown in the environment");
+    CHECK_SAYS(grd_score_variant_active(NULL) == NULL, "unknown in the environment");
     EXPECT(GRD_ERR_VARIANT, c.params.variant = NULL);
     EXPECT(GRD_OK, c.params.variant = "scalar");
 
     /* What the environment forces is what runs: the same bits as when the call forces it. */
     for (int v = 0; v < count; v++) {
         call by_call, by_environment;
-        const char *name = grd_variant_name(v);
-        if (!grd_variant_supported(name)) {
+        const char *name = grd_score_variant_name(v);
+        if (!grd_score_variant_supported(name)) {
             EXPECT(GRD_ERR_VARIANT, c.params.variant = name);
             continue;
         }
@@ -662,16 +660,18 @@ static void check_variants(void) {
         CHECK_SAYS(same_bits(&by_call.s, &by_environment.s, sizeof by_call.s), "%s forced twice", name);
     }
     unsetenv("GRD_FORCE_VARIANT");
+    params.struct_size = 0;
+    CHECK_SAYS(grd_score_variant_active(&params) == NULL, "struct_size");
 }
 
 int main(void) {
     unsetenv("GRD_FORCE_VARIANT");
     check_variants();
     check_errors();
-    for (int v = 0; grd_variant_name(v); v++) {
+    for (int v = 0; grd_score_variant_name(v); v++) {
         static const int sizes[][3] = {{1, 11, 11}, {3, 11, 17}, {1, 18, 65}, {2, 33, 31}, {3, 40, 75}};
-        const char *name = grd_variant_name(v);
-        if (!grd_variant_supported(name)) continue;
+        const char *name = grd_score_variant_name(v);
+        if (!grd_score_variant_supported(name)) continue;
         check_output_choice(name);
         for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
             check_layouts(name, sizes[i][0], sizes[i][1], sizes[i][2]);
@@ -684,12 +684,12 @@ int main(void) {
     check_accuracy();
 
     printf("%-18s", "worst error");
-    for (int v = 0; grd_variant_name(v); v++) printf("%22s", grd_variant_name(v));
+    for (int v = 0; grd_score_variant_name(v); v++) printf("%22s", grd_score_variant_name(v));
     printf("\n%-18s", "");
-    for (int v = 0; grd_variant_name(v); v++) printf("%12s%10s", "phi", "phi_local");
+    for (int v = 0; grd_score_variant_name(v); v++) printf("%12s%10s", "phi", "phi_local");
     for (int family = 0; family < FAMILIES; family++) {
         printf("\n%-18s", kFamilyNames[family]);
-        for (int v = 0; grd_variant_name(v); v++)
+        for (int v = 0; grd_score_variant_name(v); v++)
             printf("%12.1e%10.1e", worst_phi[v][family], worst_local[v][family]);
     }
     printf("\n");
