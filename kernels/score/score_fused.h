@@ -69,7 +69,7 @@ template <class V> class Fused {
         float *column;    /* of a block: square steps, deltas, means, variances; kTall vectors each */
         float *window;    /* columns of the four maps: V::kGroups x kMaps x kSpan vectors */
         float *line;      /* of a group: square steps, deltas, then the four maps; kSpan vectors each */
-        float *distance;  /* columns of the groups, summed over channels so far, where c > 1: blocks x kL vectors each */
+        float *distance;  /* of each group the columns, summed over channels so far, where c > 1 */
         int32_t *history; /* of each group the map in fixed point, after `local` vectors of 0 */
         int32_t *ring;    /* sums along x of the last `local` rows of the map */
         int32_t *columns; /* sums of the rows in `ring` */
@@ -368,7 +368,8 @@ template <class V> class Fused {
         if (!(out.residual_max * static_cast<float>(job.c) <= kLargestDifference)) return nan;
         const double positions = static_cast<double>(job.map_h) * static_cast<double>(job.map_w);
         const double window = static_cast<double>(job.local) * static_cast<double>(job.local);
-        if (phi_sum > 0) out.phi = static_cast<float>(ldexp(static_cast<double>(phi_sum), -fixed.scale_bits) / positions);
+        const double sum = static_cast<double>(phi_sum > 0 ? phi_sum : 0); /* rounding may leave it below 0 */
+        out.phi = static_cast<float>(ldexp(sum, -fixed.scale_bits) / positions);
         out.phi_local = static_cast<float>(ldexp(local_sum, fixed.sum_shift - fixed.scale_bits) / window);
         return out;
     }
