@@ -15,6 +15,7 @@
  *   sums        distances -> fixed point; running sums along each lane give phi and the windows of phi_local
  */
 #include "score/score_avx512_blur.h"
+#include "score/score_vector256.h"
 
 namespace grd::score {
 namespace {
@@ -22,7 +23,7 @@ namespace {
 /* Loops that need all registers are functions of their own. */
 #define GRD_APART __attribute__((noinline))
 
-constexpr int64_t kNarrowest = 176; /* of narrower patches too much is overlap of segments */
+constexpr int64_t kNarrowest = 176; /* measured: kernels/README.md */
 static_assert((kNarrowest + kL - 1) / kL >= kTaps - 1, "what follows a segment lies in the next one");
 constexpr int64_t kFlush = 64;      /* distances in fixed point whose sum stays below 2^32 */
 
@@ -337,8 +338,6 @@ class Segments {
     }
 
   public:
-    static bool takes(const Job &job) { return !job.box && job.w >= kNarrowest && job.local <= kLargestLocal; }
-
     static size_t scratch_bytes(const Job &job) {
         Layout unused;
         return lay_out(job, nullptr, &unused);
@@ -373,17 +372,22 @@ class Segments {
     }
 };
 
-Result run(const Job &job, const Patch &patch, void *scratch) {
-    if (!Segments::takes(job)) return variant_avx2.run(job, patch, scratch);
-    return Segments(job, patch, scratch).run();
-}
+/* Of narrower patches too much is overlap of segments: they go through 256 bits, compiled for AVX-512 here. */
+using Narrow = Fused<Vector256>;
+bool is_wide(const Job &job) { return job.w >= kNarrowest; }
+
+bool takes(const Job &job) { return Narrow::takes(job); }
 
 size_t scratch_bytes(const Job &job) {
-    return Segments::takes(job) ? Segments::scratch_bytes(job) : variant_avx2.scratch_bytes(job);
+    return is_wide(job) ? Segments::scratch_bytes(job) : Narrow::scratch_bytes(job);
+}
+
+Result run(const Job &job, const Patch &patch, void *scratch) {
+    return is_wide(job) ? Segments(job, patch, scratch).run() : Narrow(job, patch, scratch).run();
 }
 
 } // namespace
 
-const Variant variant_avx512 = {scratch_bytes, run};
+const Variant variant_avx512 = {takes, scratch_bytes, run};
 
 } // namespace grd::score
