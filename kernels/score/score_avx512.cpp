@@ -25,12 +25,12 @@ namespace {
 
 constexpr int64_t kNarrowest = 176; /* measured: kernels/README.md */
 static_assert((kNarrowest + kL - 1) / kL >= kTaps - 1, "what follows a segment lies in the next one");
-constexpr int64_t kFlush = 64;      /* distances in fixed point whose sum stays below 2^32 */
+constexpr int64_t kFlush = 32;      /* distances in fixed point whose sum stays below 2^31 */
 
 /* Sums of 64 bits. */
 GRD_INLINE I add_wide(I sum, I v) {
-    const I low = _mm512_cvtepu32_epi64(_mm512_castsi512_si256(v));
-    return _mm512_add_epi64(_mm512_add_epi64(sum, low), _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(v, 1)));
+    const I low = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(v));
+    return _mm512_add_epi64(_mm512_add_epi64(sum, low), _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(v, 1)));
 }
 
 class Segments {
@@ -38,7 +38,6 @@ class Segments {
      * odd ones, so that a column of them does not fall into few sets of the cache. */
     struct Layout {
         int64_t span;      /* vectors that hold a row */
-        int64_t padded;    /* the same in whole strides */
         int64_t in_pitch, column_pitch;
         __mmask16 *inside; /* which of the 16 pixels of a block of a segment lie in the row: span in whole vectors */
         __mmask16 *on_map; /* which lanes of a vector lie on the map: span */
@@ -46,9 +45,8 @@ class Segments {
         float *centers;    /* patch means of s and d: c x 2 */
         float *residual;   /* |d| summed over channels so far, where c > 1: kRows x span vectors */
         F *input;          /* s and d of the last kRows rows, row y at y % kRows: c x kRows x in_pitch vectors */
-        F *columns;        /* means and variances along y of one map: kBatch x column_pitch vectors */
-        F *rows_s;         /* means and variances of s under the window: kBatch x 2 x padded vectors */
-        F *rows_d;         /* of d, for one row of the map: 2 x padded */
+        F *columns;        /* means and variances along y of s, then of d: 2 x kBatch x column_pitch vectors */
+        F *row_s;          /* of s under the window, for one row of the map: 2 x span vectors */
         F *distance;       /* of the batch, summed over channels so far, where c > 1: kBatch x span */
         I *prefix;         /* of one row in fixed point, summed along each lane: span */
         I *ring;           /* sums along x of the last `local` rows of the map: local x span */
@@ -58,19 +56,17 @@ class Segments {
     static size_t lay_out(const Job &job, void *base, Layout *out) {
         Arena arena(base);
         const int64_t span = out->span = (job.w + kL - 1) / kL;
-        const int64_t padded = out->padded = (span + kStride - 1) / kStride * kStride;
         const int64_t local = job.want_local ? job.local : 0;
         out->in_pitch = 2 * span + 1;
-        out->column_pitch = 2 * (padded + kTaps) + 1;
+        out->column_pitch = 2 * (span + kAhead) + 1;
         out->inside = arena.take<__mmask16>((span + kL - 1) / kL * kL);
         out->on_map = arena.take<__mmask16>(span);
         out->unwanted = arena.take<float>(job.w);
         out->centers = arena.take<float>(job.c * 2);
         out->residual = arena.take<float>(job.c > 1 ? kRows * span * kL : 0);
         out->input = arena.take<F>(job.c * kRows * out->in_pitch);
-        out->columns = arena.take<F>(kBatch * out->column_pitch);
-        out->rows_s = arena.take<F>(kBatch * 2 * padded);
-        out->rows_d = arena.take<F>(2 * 2 * padded);
+        out->columns = arena.take<F>(2 * kBatch * out->column_pitch);
+        out->row_s = arena.take<F>(2 * span);
         out->distance = arena.take<F>(job.c > 1 ? kBatch * span : 0);
         out->prefix = arena.take<I>(span);
         out->ring = arena.take<I>(local * span);
@@ -86,7 +82,7 @@ class Segments {
     int64_t ring_row = 0;     /* of the next row's sums in at.ring */
     int64_t window_lanes = 0; /* lanes that a phi_local window reaches back over, rounded up */
     F residual_min, residual_max;
-    F pixel_guard, distance_guard; /* running sums, only because NaN and Inf stay in them */
+    F pixel_guard; /* a running sum, only because NaN and Inf stay in it */
     I phi_sum, local_max;
 
     /* ---------------------------------------------------------------------------------- take rows */
@@ -203,49 +199,53 @@ class Segments {
 
     /* -------------------------------------------------------------------------- columns and rows */
 
-    /* Means and variances of one map (the vectors from x on) along y; then, past the end of each row of them, the
-     * first ones again, moved by one lane. */
-    GRD_APART void blur_columns(const F *const *rows, int64_t x) const {
-        const int64_t pitch = at.column_pitch;
-        F *mean = at.columns, *var = at.columns + at.padded + kTaps;
-        for (int64_t i = 0; i < kTaps - 1; i++)
-            blur_column<true>(rows, x + i, mean + i, var + i, pitch, at.span);
-        for (int64_t i = kTaps - 1; i < at.span; i++)
-            blur_column<false>(rows, x + i, mean + i, var + i, pitch, at.span);
+    /* Row r of the batch in `columns`: map 0 is s, 1 is d. */
+    F *columns_of(int map, int64_t r) const { return at.columns + (map * kBatch + r) * at.column_pitch; }
+
+    /* Means and variances along y of n rows of the batch; past the end of each the first kAhead ones again, moved by
+     * one lane. */
+    GRD_APART void blur_columns(int map, const F *const *rows, int64_t n, F bias) const {
+        const int64_t pitch = at.column_pitch, x = map * at.span;
+        F *mean = columns_of(map, 0), *var = mean + at.span + kAhead;
+        for (int64_t i = 0; i < kAhead; i++)
+            blur_column<true>(rows, x + i, n, bias, mean + i, var + i, pitch, at.span);
+        for (int64_t i = kAhead; i < at.span; i++)
+            blur_column<false>(rows, x + i, n, bias, mean + i, var + i, pitch, at.span);
     }
 
-    GRD_APART void blur_row_of(int64_t r, F *out) const {
-        const F *in = at.columns + r * at.column_pitch;
-        blur_row(in, in + at.padded + kTaps, out, out + at.padded, at.span);
+    /* Row r of s to `row_s`. */
+    GRD_APART void blur_row_s(int64_t r) const {
+        const F *in = columns_of(0, r);
+        F *mean = at.row_s, *var = mean + at.span;
+        blur_row(in, in + at.span + kAhead, at.span, [&](int64_t i, F m, F v) GRD_INLINED { mean[i] = m, var[i] = v; });
     }
 
-    /* Distances of row r of the batch, in fixed point summed along each lane to `prefix`. */
-    GRD_APART void distances(int64_t r, int64_t c, F unit) {
-        const F *s = at.rows_s + r * 2 * at.padded, *d = at.rows_d + r % 2 * 2 * at.padded;
-        const F center_s = set(at.centers[2 * c]), center_d = set(at.centers[2 * c + 1]), zero = set(0);
+    /* Blurs row r of d. Its distances to `row_s`, in fixed point and summed along each lane, to `prefix`. kOne: one
+     * channel. */
+    template <bool kOne> GRD_APART void distances(int64_t r, int64_t c, F unit) {
+        const F *in = columns_of(1, r), *s = at.row_s, *var_s = s + at.span;
+        const F center_s = set(at.centers[2 * c]), center_d = set(at.centers[2 * c + 1]);
         F *so_far = at.distance + r * at.span;
-        const bool last_channel = c + 1 == job.c;
-        F guard = distance_guard;
-        I prefix = _mm512_setzero_si512();
-        for (int64_t from = 0; from < at.span; from += kFlush) {
-            const I before = prefix;
-            const int64_t to = from + kFlush < at.span ? from + kFlush : at.span;
-            for (int64_t i = from; i < to; i++) {
-                const __mmask16 valid = at.on_map[i];
-                F half = half_distance(s[i] + center_s, d[i] + center_d, s[at.padded + i], d[at.padded + i], valid,
-                                       &guard);
-                if (c > 0) half = half + so_far[i];
-                if (!last_channel) {
-                    so_far[i] = half;
-                    continue;
-                }
-                const I value = _mm512_maskz_cvtps_epi32(valid, _mm512_max_ps(zero, half * unit));
-                prefix = _mm512_add_epi32(prefix, value);
-                at.prefix[i] = prefix;
+        const bool last_channel = kOne || c + 1 == job.c;
+        const __mmask16 *on_map = at.on_map;
+        I *out = at.prefix, prefix = _mm512_setzero_si512();
+        blur_row(in, in + at.span + kAhead, at.span, [&](int64_t i, F m, F v) GRD_INLINED {
+            F half = half_distance(s[i] + center_s, m + center_d, var_s[i], v);
+            if (!kOne && c > 0) half = half + so_far[i];
+            if (!last_channel) {
+                so_far[i] = half;
+                return;
             }
-            phi_sum = add_wide(phi_sum, _mm512_sub_epi32(prefix, before));
+            prefix = _mm512_add_epi32(prefix, _mm512_maskz_cvtps_epi32(on_map[i], half * unit));
+            out[i] = prefix;
+        });
+        if (!last_channel) return;
+        I before = _mm512_setzero_si512();
+        for (int64_t end = kFlush; end < at.span; end += kFlush) {
+            phi_sum = add_wide(phi_sum, _mm512_sub_epi32(out[end - 1], before));
+            before = out[end - 1];
         }
-        distance_guard = guard;
+        phi_sum = add_wide(phi_sum, _mm512_sub_epi32(prefix, before));
     }
 
     /* Sum of the lanes before each lane, modulo 2^32. */
@@ -283,7 +283,7 @@ class Segments {
             for (; i < to; i++) {
                 const I old = _mm512_maskz_permutexvar_epi32(kept, index, prefix[i + gone]);
                 const I sum = _mm512_add_epi32(base, _mm512_sub_epi32(prefix[i], old));
-                const I cut = _mm512_srl_epi32(sum, shift);
+                const I cut = _mm512_sra_epi32(sum, shift);
                 const I column = _mm512_add_epi32(sums[i], _mm512_sub_epi32(cut, ring[i]));
                 ring[i] = cut;
                 sums[i] = column;
@@ -298,17 +298,17 @@ class Segments {
         hold_rows<kPlain>(y);
         if (!job.want_phi && !job.want_local) return;
         const int64_t count = job.map_h - y < kBatch ? job.map_h - y : kBatch;
+        const int64_t whole = (count + 3) / 4 * 4;
         const F unit = set(static_cast<float>(ldexp(2.0, fixed.scale_bits) / static_cast<double>(job.c)));
         for (int64_t c = 0; c < job.c; c++) {
             const F *rows[kRows];
             for (int k = 0; k < kRows; k++) rows[k] = input_of(c, y + k);
-            blur_columns(rows, 0);
-            for (int64_t r = 0; r < count; r++) blur_row_of(r, at.rows_s + r * 2 * at.padded);
-            blur_columns(rows, at.span);
-            blur_row_of(0, at.rows_d);
+            blur_columns(0, rows, whole, set(static_cast<float>(2 * kC2 / kGaussian[0])));
+            blur_columns(1, rows, whole, set(0));
+            blur_row_s(0);
             for (int64_t r = 0; r < count; r++) {
-                distances(r, c, unit);
-                if (r + 1 < count) blur_row_of(r + 1, at.rows_d + (r + 1) % 2 * 2 * at.padded);
+                job.c == 1 ? distances<true>(r, c, unit) : distances<false>(r, c, unit);
+                if (r + 1 < count) blur_row_s(r + 1);
                 if (c + 1 == job.c && job.want_local) sum_row();
             }
         }
@@ -316,20 +316,22 @@ class Segments {
 
     Result result() const {
         const Result nan = {NAN, NAN, NAN, NAN};
-        float least[kL], largest[kL], guard[2][kL];
+        float least[kL], largest[kL], guard[kL];
         int32_t local[kL], local_sum = 0;
         int64_t phi[kL / 2], phi_total = 0;
         memcpy(least, &residual_min, sizeof least), memcpy(largest, &residual_max, sizeof largest);
-        memcpy(guard[0], &pixel_guard, sizeof guard[0]), memcpy(guard[1], &distance_guard, sizeof guard[1]);
+        memcpy(guard, &pixel_guard, sizeof guard);
         memcpy(local, &local_max, sizeof local), memcpy(phi, &phi_sum, sizeof phi);
         Result out = {0, 0, INFINITY, 0};
         for (int i = 0; i < kL; i++) {
-            if (!isfinite(guard[0][i]) || !isfinite(guard[1][i])) return nan;
+            if (!isfinite(guard[i])) return nan;
             if (least[i] < out.residual_min) out.residual_min = least[i];
             if (largest[i] > out.residual_max) out.residual_max = largest[i];
             if (local[i] > local_sum) local_sum = local[i];
         }
+        if (!(out.residual_max * static_cast<float>(job.c) <= kLargestDifference)) return nan;
         for (int64_t sum : phi) phi_total += sum;
+        if (phi_total < 0) phi_total = 0; /* by rounding */
         const double window = static_cast<double>(job.local) * static_cast<double>(job.local);
         out.phi = static_cast<float>(ldexp(static_cast<double>(phi_total), -fixed.scale_bits) /
                                      static_cast<double>(patch.positions));
@@ -347,7 +349,7 @@ class Segments {
         lay_out(job, scratch, &at);
         fixed = fixed_point(job.local); /* also without phi_local: phi must not depend on what else is wanted */
         residual_min = set(INFINITY);
-        residual_max = pixel_guard = distance_guard = set(0);
+        residual_max = pixel_guard = set(0);
         phi_sum = local_max = _mm512_setzero_si512();
         for (int64_t i = 0; i < at.span; i++)
             at.on_map[i] = first_lanes((job.map_w - i + at.span - 1) / at.span);
@@ -357,7 +359,6 @@ class Segments {
                 at.inside[i + lane] = first_lanes(left < at.span - i ? left : at.span - i);
             }
         }
-        memset(at.columns, 0, sizeof(F) * static_cast<size_t>(kBatch * at.column_pitch)); /* reads past a row */
         if (!job.want_local) return;
         window_lanes = (job.local + at.span - 1) / at.span;
         memset(at.sums, 0, sizeof(I) * static_cast<size_t>(at.span));

@@ -28,9 +28,8 @@ using F = __m512;
 using I = __m512i;
 
 constexpr int kL = 16;
-constexpr int kBatch = 8;                     /* rows of the map at a time */
+constexpr int kBatch = 64;                     /* rows of the map at a time */
 constexpr int kRows = kBatch + kTaps - 1;     /* rows of the input they depend on */
-constexpr int kStride = 8;                    /* vectors at a time along x */
 
 GRD_INLINE F set(float v) { return _mm512_set1_ps(v); }
 GRD_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
@@ -71,78 +70,131 @@ GRD_INLINE void store_transposed(const F *v, F *out, int64_t count) {
     }
 }
 
-/* W[k]. Source: partial sums of kGaussian, rounded from 40 digits. */
-constexpr float kStepWeights[kReach] = {0.3669941375691028f, 0.15398859985784913f, 0.04462791034814912f,
-                                        0.008627138219718293f, 0.0010283800844791099f};
+#define GRD_INLINED __attribute__((always_inline))
 
-/* Weighted sum of the differences around center r, `step` holding them from the first value on. */
-GRD_INLINE F blur_steps(const F *step, int r) {
-    const F *mid = step + r + kReach;
-    F sum = set(kStepWeights[4]) * (mid[4] - mid[-5]);
-    GRD_UNROLL for (int k = 3; k >= 0; k--) sum = fma(set(kStepWeights[k]), mid[k] - mid[-1 - k], sum);
-    return sum;
-}
+/* What is blurred alike: of v and of v^2. */
+struct Pair {
+    F value, square;
+};
+GRD_INLINE Pair next_lane(Pair p) { return {next_lane(p.value), next_lane(p.square)}; }
 
-/* Mean and variance along y of kBatch centers among kRows rows. */
+/* The last four second differences and what the first step of H makes of them, from k on. */
+struct Rings {
+    Pair l[4], y[4];
+
+    template <F Pair::*kPart> GRD_INLINE F first_of(int k, F l0) const {
+        const F sum = l[(k + 1) & 3].*kPart + l[(k + 3) & 3].*kPart;
+        return l0 + fma(set(kFirstNear), sum, fma(set(kFirstCenter), l[(k + 2) & 3].*kPart, l[k].*kPart));
+    }
+    template <F Pair::*kPart> GRD_INLINE F second_of(int k) const {
+        return fma(set(kSecondCenter), y[(k + 2) & 3].*kPart, fma(set(kSecondInput), l[k].*kPart, y[k].*kPart));
+    }
+    GRD_INLINE Pair first(int k, Pair l0) const {
+        return {first_of<&Pair::value>(k, l0.value), first_of<&Pair::square>(k, l0.square)};
+    }
+    /* H but for its newest term, the first step's result. */
+    GRD_INLINE Pair second(int k) const { return {second_of<&Pair::value>(k), second_of<&Pair::square>(k)}; }
+    GRD_INLINE void put(int k, Pair l0, Pair y0) { l[k] = l0, y[k] = y0; }
+    GRD_INLINE void rotate() {
+        const Pair l0 = l[0], y0 = y[0];
+        GRD_UNROLL for (int k = 0; k < 3; k++) l[k] = l[k + 1], y[k] = y[k + 1];
+        l[3] = l0, y[3] = y0;
+    }
+};
+
+/* Along y: means, and variances / w_5 + bias, of n centers, a multiple of 4, among n + 10 rows. */
 template <bool kWrap>
-GRD_INLINE void blur_column(const F *const *rows, int64_t x, F *mean, F *var, int64_t out_pitch, int64_t span) {
-    F step[kRows - 1], square_step[kRows - 1], last = rows[0][x];
-    GRD_UNROLL for (int i = 0; i < kRows - 1; i++) {
-        const F next = rows[i + 1][x];
-        step[i] = next - last;
-        square_step[i] = step[i] * (next + last);
-        last = next;
-        const int r = i - (kTaps - 2);
-        if (r < 0) continue;
-        const F center = rows[r + kReach][x], delta = blur_steps(step, r), m = center + delta;
-        const F v = fnma(delta, center + m, blur_steps(square_step, r));
-        mean[r * out_pitch] = m;
-        var[r * out_pitch] = v;
-        if (kWrap) {
-            mean[r * out_pitch + span] = next_lane(m);
-            var[r * out_pitch + span] = next_lane(v);
-        }
-    }
-}
-
-/* Mean and variance under the whole window along one row, from the means and variances of its columns. */
-GRD_INLINE void blur_row(const F *in_mean, const F *in_var, F *mean, F *var, int64_t span) {
-    constexpr int kOld = kTaps - 2;
-    F step[kOld + kStride], square_step[kOld + kStride], last = in_mean[0], last_var = in_var[0];
-    const auto take = [&](int i, F next, F next_var) {
-        step[i] = next - last;
-        square_step[i] = fma(step[i], next + last, next_var - last_var);
-        last = next, last_var = next_var;
+GRD_INLINE void blur_column(const F *const *rows, int64_t x, int64_t n, F bias, F *mean, F *var, int64_t out_pitch,
+                            int64_t span) {
+    F last = rows[1][x], step = last - rows[0][x], square_step = step * (last + rows[0][x]);
+    Rings at;
+    const auto next = [&](int64_t j) GRD_INLINED {
+        const F now = rows[j + 2][x], new_step = now - last, new_square_step = new_step * (now + last);
+        const Pair l = {new_step - step, new_square_step - square_step};
+        last = now, step = new_step, square_step = new_square_step;
+        return l;
     };
-    GRD_UNROLL for (int i = 0; i < kOld; i++) take(i, in_mean[i + 1], in_var[i + 1]);
-    for (int64_t x = 0; x < span; x += kStride) {
-        GRD_UNROLL for (int r = 0; r < kStride; r++) {
-            if (r == kStride / 2 && x + r >= span) return;
-            take(kOld + r, in_mean[x + r + kOld + 1], in_var[x + r + kOld + 1]);
-            const F center = in_mean[x + r + kReach], delta = blur_steps(step, r), m = center + delta;
-            mean[x + r] = m;
-            var[x + r] = fnma(delta, center + m, in_var[x + r + kReach] + blur_steps(square_step, r));
-        }
-        GRD_UNROLL for (int i = 0; i < kOld; i++) {
-            step[i] = step[i + kStride];
-            square_step[i] = square_step[i + kStride];
+    GRD_UNROLL for (int k = 0; k < 4; k++) at.l[k] = next(k);
+    GRD_UNROLL for (int k = 0; k < 4; k++) {
+        const Pair l0 = next(k + 4);
+        at.put(k, l0, at.first(k, l0));
+    }
+    for (int64_t r = 0; r < n; r += 4) {
+        GRD_UNROLL for (int k = 0; k < 4; k++) {
+            const Pair l0 = next(r + k + 8), y0 = at.first(k, l0), old = at.second(k);
+            const F center = rows[r + k + kReach][x], delta = y0.value + old.value;
+            const F m = fma(set(kBlurScale), delta, center);
+            const F v = y0.square + fnma(delta, center + m, old.square + bias);
+            at.put(k, l0, y0);
+            mean[(r + k) * out_pitch] = m;
+            var[(r + k) * out_pitch] = v;
+            if (kWrap) {
+                mean[(r + k) * out_pitch + span] = next_lane(m);
+                var[(r + k) * out_pitch + span] = next_lane(v);
+            }
         }
     }
 }
 
-/* (a + b - a b) / 2 over one denominator. With a = A / D1 and b = B / D2 the numerator is A D2 + B (D1 - A), and
- * D1 - A has a form that does not cancel. An overflow must not pass for a small distance: 8 den is Inf before any other
- * product here. Lanes outside `valid` hold no position of the map. */
-GRD_INLINE F half_distance(F m_s, F m_d, F v_s, F v_d, __mmask16 valid, F *guard) {
-    const F c1 = set(static_cast<float>(2 * kC1)), c2 = set(static_cast<float>(2 * kC2)), zero = set(0);
-    v_s = _mm512_max_ps(zero, v_s);
-    v_d = _mm512_max_ps(zero, v_d);
-    const F d2 = m_d * m_d;
-    const F d1_less_a = fma(m_s, m_s, c1 - d2), den1 = fma(m_s, m_s, c1 + d2);
-    const F den2 = v_s + v_d + c2, den = den1 * den2;
-    const F num = fma(d2, den2, v_d * d1_less_a);
-    *guard = _mm512_mask3_fmadd_ps(den, set(8), *guard, valid);
-    return num / den;
+/* Along x, from means and variances / w_5 of the `span` columns of each segment, of which the first kAhead follow once
+ * more, moved by one lane: take(r, m, v) receives those of the whole window. What follows a segment begins the next:
+ * most of it is taken from the first values of this row, moved by one lane, instead of being computed again. */
+constexpr int kAhead = 2;
+template <class Take> GRD_INLINE void blur_row(const F *in_mean, const F *in_var, int64_t span, Take take) {
+    const F scale = set(kBlurScale);
+    F last = in_mean[1], last_var = in_var[1], step = last - in_mean[0];
+    F square_step = fma(scale, last_var - in_var[0], step * (last + in_mean[0]));
+    Rings at;
+    const auto next = [&](int64_t j) GRD_INLINED {
+        const F now = in_mean[j + 2], now_var = in_var[j + 2], new_step = now - last;
+        const F new_square_step = fma(scale, now_var - last_var, new_step * (now + last));
+        const Pair l = {new_step - step, new_square_step - square_step};
+        last = now, last_var = now_var, step = new_step, square_step = new_square_step;
+        return l;
+    };
+    const auto finish = [&](int64_t r, int k, Pair y0, F center, F center_var) GRD_INLINED {
+        const Pair old = at.second(k);
+        const F delta = y0.value + old.value, m = fma(scale, delta, center);
+        take(r, m, y0.square + fnma(delta, center + m, old.square + center_var));
+    };
+    const auto advance = [&](int64_t r, int k) GRD_INLINED {
+        const Pair l0 = next(r + 8), y0 = at.first(k, l0);
+        finish(r, k, y0, in_mean[r + kReach], in_var[r + kReach]);
+        at.put(k, l0, y0);
+    };
+    Pair l_ahead[4], y_ahead[4];
+    GRD_UNROLL for (int k = 0; k < 4; k++) at.l[k] = l_ahead[k] = next(k);
+    GRD_UNROLL for (int k = 0; k < 4; k++) {
+        const Pair l0 = next(k + 4);
+        at.put(k, l0, y_ahead[k] = at.first(k, l0));
+    }
+    const int64_t tail = span - 8;
+    int64_t r = 0;
+    for (; r < tail % 4; r++) {
+        advance(r, 0);
+        at.rotate();
+    }
+    for (; r < tail; r += 4)
+        GRD_UNROLL for (int k = 0; k < 4; k++) advance(r + k, k);
+    GRD_UNROLL for (int k = 0; k < 4; k++) {
+        const Pair l0 = next_lane(l_ahead[k]), y0 = at.first(k, l0);
+        const bool ahead = k + kReach >= 8;
+        finish(r + k, k, y0, ahead ? next_lane(in_mean[0]) : in_mean[r + k + kReach],
+               ahead ? next_lane(in_var[0]) : in_var[r + k + kReach]);
+        at.put(k, l0, y0);
+    }
+    GRD_UNROLL for (int k = 0; k < 4; k++) {
+        const Pair y0 = next_lane(y_ahead[k]);
+        finish(r + 4 + k, k, y0, next_lane(in_mean[k + 1]), next_lane(in_var[k + 1]));
+        at.y[k] = y0;
+    }
+}
+
+/* (a + b - a b) / 2 over one denominator, from variances / w_5; v_s has 2 C2 / w_5 in it. With a = A / D1 and
+ * b = B / D2 the numerator is A D2 + B (D1 - A). Where d is 0 all terms are 0. */
+GRD_INLINE F half_distance(F s, F d, F v_s, F v_d) {
+    const F d2 = d * d, s2 = fma(s, s, set(static_cast<float>(2 * kC1))), den2 = v_s + v_d;
+    return fma(d2, den2, v_d * (s2 - d2)) / ((s2 + d2) * den2);
 }
 
 } // namespace
