@@ -46,7 +46,7 @@ class Segments {
         float *residual;   /* |d| summed over channels so far, where c > 1: kRows x span vectors */
         F *input;          /* s and d of the last kRows rows, row y at y % kRows: c x kRows x in_pitch vectors */
         F *columns;        /* means and variances along y of s, then of d: 2 x kBatch x column_pitch vectors */
-        F *row_s;          /* of s under the window, for one row of the map: 2 x span vectors */
+        F *rows;           /* the same under the window, for one row of the map: 2 x 2 x span */
         F *distance;       /* of the batch, summed over channels so far, where c > 1: kBatch x span */
         I *prefix;         /* of one row in fixed point, summed along each lane: span */
         I *ring;           /* sums along x of the last `local` rows of the map: local x span */
@@ -66,7 +66,7 @@ class Segments {
         out->residual = arena.take<float>(job.c > 1 ? kRows * span * kL : 0);
         out->input = arena.take<F>(job.c * kRows * out->in_pitch);
         out->columns = arena.take<F>(2 * kBatch * out->column_pitch);
-        out->row_s = arena.take<F>(2 * span);
+        out->rows = arena.take<F>(2 * 2 * span);
         out->distance = arena.take<F>(job.c > 1 ? kBatch * span : 0);
         out->prefix = arena.take<I>(span);
         out->ring = arena.take<I>(local * span);
@@ -204,41 +204,39 @@ class Segments {
 
     /* Means and variances along y of n rows of the batch; past the end of each the first kAhead ones again, moved by
      * one lane. */
-    GRD_APART void blur_columns(int map, const F *const *rows, int64_t n, F bias) const {
-        const int64_t pitch = at.column_pitch, x = map * at.span;
-        F *mean = columns_of(map, 0), *var = mean + at.span + kAhead;
+    template <int kMap> GRD_APART void blur_columns(const F *const *rows, int64_t n, F bias) const {
+        const int64_t pitch = at.column_pitch, x = kMap * at.span;
+        F *mean = columns_of(kMap, 0), *var = mean + at.span + kAhead;
         for (int64_t i = 0; i < kAhead; i++)
-            blur_column<true>(rows, x + i, n, bias, mean + i, var + i, pitch, at.span);
+            blur_column<true, kMap == 0>(rows, x + i, n, bias, mean + i, var + i, pitch, at.span);
         for (int64_t i = kAhead; i < at.span; i++)
-            blur_column<false>(rows, x + i, n, bias, mean + i, var + i, pitch, at.span);
+            blur_column<false, kMap == 0>(rows, x + i, n, bias, mean + i, var + i, pitch, at.span);
     }
 
-    /* Row r of s to `row_s`. */
-    GRD_APART void blur_row_s(int64_t r) const {
-        const F *in = columns_of(0, r);
-        F *mean = at.row_s, *var = mean + at.span;
+    /* Row r of a map to `rows`. */
+    GRD_APART void blur_row_of(int map, int64_t r) const {
+        const F *in = columns_of(map, r);
+        F *mean = at.rows + 2 * map * at.span, *var = mean + at.span;
         blur_row(in, in + at.span + kAhead, at.span, [&](int64_t i, F m, F v) GRD_INLINED { mean[i] = m, var[i] = v; });
     }
 
-    /* Blurs row r of d. Its distances to `row_s`, in fixed point and summed along each lane, to `prefix`. kOne: one
+    /* Distances of row r of the batch, from `rows`, in fixed point and summed along each lane, to `prefix`. kOne: one
      * channel. */
     template <bool kOne> GRD_APART void distances(int64_t r, int64_t c, F unit) {
-        const F *in = columns_of(1, r), *s = at.row_s, *var_s = s + at.span;
-        const F center_s = set(at.centers[2 * c]), center_d = set(at.centers[2 * c + 1]);
+        const F *s = at.rows, *var_s = s + at.span, *d = var_s + at.span, *var_d = d + at.span;
         F *so_far = at.distance + r * at.span;
         const bool last_channel = kOne || c + 1 == job.c;
-        const __mmask16 *on_map = at.on_map;
         I *out = at.prefix, prefix = _mm512_setzero_si512();
-        blur_row(in, in + at.span + kAhead, at.span, [&](int64_t i, F m, F v) GRD_INLINED {
-            F half = half_distance(s[i] + center_s, m + center_d, var_s[i], v);
+        for (int64_t i = 0; i < at.span; i++) {
+            F half = half_distance(s[i], d[i], var_s[i], var_d[i]);
             if (!kOne && c > 0) half = half + so_far[i];
             if (!last_channel) {
                 so_far[i] = half;
-                return;
+                continue;
             }
-            prefix = _mm512_add_epi32(prefix, _mm512_maskz_cvtps_epi32(on_map[i], half * unit));
+            prefix = _mm512_add_epi32(prefix, _mm512_maskz_cvtps_epi32(at.on_map[i], half * unit));
             out[i] = prefix;
-        });
+        }
         if (!last_channel) return;
         I before = _mm512_setzero_si512();
         for (int64_t end = kFlush; end < at.span; end += kFlush) {
@@ -302,13 +300,15 @@ class Segments {
         const F unit = set(static_cast<float>(ldexp(2.0, fixed.scale_bits) / static_cast<double>(job.c)));
         for (int64_t c = 0; c < job.c; c++) {
             const F *rows[kRows];
-            for (int k = 0; k < kRows; k++) rows[k] = input_of(c, y + k);
-            blur_columns(0, rows, whole, set(static_cast<float>(2 * kC2 / kGaussian[0])));
-            blur_columns(1, rows, whole, set(0));
-            blur_row_s(0);
+            for (int k = 0; k < kRows; k++) rows[k] = input_of(c, y + k < job.h ? y + k : job.h - 1);
+            blur_columns<0>(rows, whole, set(static_cast<float>(2 * kC2 / kGaussian[0])));
+            blur_columns<1>(rows, whole, set(0));
+            blur_row_of(0, 0);
+            blur_row_of(1, 0);
             for (int64_t r = 0; r < count; r++) {
                 job.c == 1 ? distances<true>(r, c, unit) : distances<false>(r, c, unit);
-                if (r + 1 < count) blur_row_s(r + 1);
+                if (r + 1 < count) blur_row_of(0, r + 1);
+                if (r + 1 < count) blur_row_of(1, r + 1);
                 if (c + 1 == job.c && job.want_local) sum_row();
             }
         }
@@ -366,7 +366,7 @@ class Segments {
     }
 
     Result run() {
-        find_centers();
+        memset(at.centers, 0, sizeof(float) * static_cast<size_t>(2 * job.c));
         const bool plain = is_plain();
         for (int64_t y = 0; y < job.map_h; y += kBatch) plain ? batch<true>(y) : batch<false>(y);
         return result();

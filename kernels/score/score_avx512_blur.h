@@ -28,7 +28,7 @@ using F = __m512;
 using I = __m512i;
 
 constexpr int kL = 16;
-constexpr int kBatch = 64;                     /* rows of the map at a time */
+constexpr int kBatch = 32;                     /* rows of the map at a time */
 constexpr int kRows = kBatch + kTaps - 1;     /* rows of the input they depend on */
 
 GRD_INLINE F set(float v) { return _mm512_set1_ps(v); }
@@ -76,7 +76,6 @@ GRD_INLINE void store_transposed(const F *v, F *out, int64_t count) {
 struct Pair {
     F value, square;
 };
-GRD_INLINE Pair next_lane(Pair p) { return {next_lane(p.value), next_lane(p.square)}; }
 
 /* The last four second differences and what the first step of H makes of them, from k on. */
 struct Rings {
@@ -103,15 +102,18 @@ struct Rings {
 };
 
 /* Along y: means, and variances / w_5 + bias, of n centers, a multiple of 4, among n + 10 rows. */
-template <bool kWrap>
+template <bool kWrap, bool kBias>
 GRD_INLINE void blur_column(const F *const *rows, int64_t x, int64_t n, F bias, F *mean, F *var, int64_t out_pitch,
                             int64_t span) {
-    F last = rows[1][x], step = last - rows[0][x], square_step = step * (last + rows[0][x]);
+    const F scale = set(kBlurScale), level = rows[n / 2 + kReach][x], level2 = level + level;
+    F last = rows[1][x], last_off = last - level, step = last - rows[0][x];
+    F square_step = step * (last_off + (rows[0][x] - level));
     Rings at;
     const auto next = [&](int64_t j) GRD_INLINED {
-        const F now = rows[j + 2][x], new_step = now - last, new_square_step = new_step * (now + last);
+        const F now = rows[j + 2][x], off = now - level, new_step = now - last;
+        const F new_square_step = new_step * (off + last_off);
         const Pair l = {new_step - step, new_square_step - square_step};
-        last = now, step = new_step, square_step = new_square_step;
+        last = now, last_off = off, step = new_step, square_step = new_square_step;
         return l;
     };
     GRD_UNROLL for (int k = 0; k < 4; k++) at.l[k] = next(k);
@@ -123,8 +125,8 @@ GRD_INLINE void blur_column(const F *const *rows, int64_t x, int64_t n, F bias, 
         GRD_UNROLL for (int k = 0; k < 4; k++) {
             const Pair l0 = next(r + k + 8), y0 = at.first(k, l0), old = at.second(k);
             const F center = rows[r + k + kReach][x], delta = y0.value + old.value;
-            const F m = fma(set(kBlurScale), delta, center);
-            const F v = y0.square + fnma(delta, center + m, old.square + bias);
+            const F m = fma(scale, delta, center), both_off = fma(scale, delta, fma(set(2), center, -level2));
+            const F v = y0.square + fnma(delta, both_off, (kBias ? old.square + bias : old.square));
             at.put(k, l0, y0);
             mean[(r + k) * out_pitch] = m;
             var[(r + k) * out_pitch] = v;
@@ -141,21 +143,27 @@ GRD_INLINE void blur_column(const F *const *rows, int64_t x, int64_t n, F bias, 
  * most of it is taken from the first values of this row, moved by one lane, instead of being computed again. */
 constexpr int kAhead = 2;
 template <class Take> GRD_INLINE void blur_row(const F *in_mean, const F *in_var, int64_t span, Take take) {
-    const F scale = set(kBlurScale);
-    F last = in_mean[1], last_var = in_var[1], step = last - in_mean[0];
-    F square_step = fma(scale, last_var - in_var[0], step * (last + in_mean[0]));
+    const F scale = set(kBlurScale), level = in_mean[span / 2], level2 = level + level;
+    const F shift = next_lane(level2) - level2;
+    F last = in_mean[1], last_var = in_var[1], last_off = last - level, step = last - in_mean[0];
+    F square_step = fma(scale, last_var - in_var[0], step * (last_off + (in_mean[0] - level)));
     Rings at;
     const auto next = [&](int64_t j) GRD_INLINED {
-        const F now = in_mean[j + 2], now_var = in_var[j + 2], new_step = now - last;
-        const F new_square_step = fma(scale, now_var - last_var, new_step * (now + last));
+        const F now = in_mean[j + 2], now_var = in_var[j + 2], off = now - level, new_step = now - last;
+        const F new_square_step = fma(scale, now_var - last_var, new_step * (off + last_off));
         const Pair l = {new_step - step, new_square_step - square_step};
-        last = now, last_var = now_var, step = new_step, square_step = new_square_step;
+        last = now, last_var = now_var, last_off = off, step = new_step, square_step = new_square_step;
         return l;
+    };
+    const auto wrapped = [&](Pair p) GRD_INLINED {
+        const F value = next_lane(p.value);
+        return Pair{value, fma(shift, value, next_lane(p.square))};
     };
     const auto finish = [&](int64_t r, int k, Pair y0, F center, F center_var) GRD_INLINED {
         const Pair old = at.second(k);
         const F delta = y0.value + old.value, m = fma(scale, delta, center);
-        take(r, m, y0.square + fnma(delta, center + m, old.square + center_var));
+        const F both_off = fma(scale, delta, fma(set(2), center, -level2));
+        take(r, m, y0.square + fnma(delta, both_off, old.square + center_var));
     };
     const auto advance = [&](int64_t r, int k) GRD_INLINED {
         const Pair l0 = next(r + 8), y0 = at.first(k, l0);
@@ -177,14 +185,14 @@ template <class Take> GRD_INLINE void blur_row(const F *in_mean, const F *in_var
     for (; r < tail; r += 4)
         GRD_UNROLL for (int k = 0; k < 4; k++) advance(r + k, k);
     GRD_UNROLL for (int k = 0; k < 4; k++) {
-        const Pair l0 = next_lane(l_ahead[k]), y0 = at.first(k, l0);
+        const Pair l0 = wrapped(l_ahead[k]), y0 = at.first(k, l0);
         const bool ahead = k + kReach >= 8;
         finish(r + k, k, y0, ahead ? next_lane(in_mean[0]) : in_mean[r + k + kReach],
                ahead ? next_lane(in_var[0]) : in_var[r + k + kReach]);
         at.put(k, l0, y0);
     }
     GRD_UNROLL for (int k = 0; k < 4; k++) {
-        const Pair y0 = next_lane(y_ahead[k]);
+        const Pair y0 = wrapped(y_ahead[k]);
         finish(r + 4 + k, k, y0, next_lane(in_mean[k + 1]), next_lane(in_var[k + 1]));
         at.y[k] = y0;
     }
