@@ -10,7 +10,7 @@
  *
  * score_avx512_blur.h says how the blurs hold 1e-6 in FP32. Work goes by batches of kBatch rows of the distance map:
  *   take rows   each new input row once: heatmap, range, s and d in segments
- *   blur y      means and variances of each column, kBatch rows at a time
+ *   blur y      means and variances down each column, kBatch rows at a time
  *   blur x      the same along each row, then the distance formula
  *   sums        distances -> fixed point; running sums along each lane give phi and the windows of phi_local
  */
@@ -24,7 +24,7 @@ namespace {
 #define GRD_APART __attribute__((noinline))
 
 constexpr int64_t kNarrowest = 176; /* measured: kernels/README.md */
-static_assert((kNarrowest + kL - 1) / kL >= kTaps - 1, "what follows a segment lies in the next one");
+static_assert((kNarrowest + kL - 1) / kL >= 8, "blur_row takes 8 vectors from the next segment");
 constexpr int64_t kFlush = 32;      /* distances in fixed point whose sum stays below 2^31 */
 
 /* Sums of 64 bits. */
@@ -258,8 +258,8 @@ class Segments {
 
     /* The next row of the map, from `prefix`, into the sums of phi_local. A window's sum is the difference of two
      * prefixes `local` pixels, that is some lanes and vectors, apart. Windows that begin before the map, or hang over
-     * its end, hold zeros there. No distance is negative: they never exceed the nearest whole window and need no
-     * special case. */
+     * its end, hold zeros there. No distance is negative by more than its rounding: they exceed the nearest whole
+     * window by no more than that, and need no special case. */
     GRD_APART void sum_row() {
         const I before = sum_before(at.prefix[at.span - 1]);
         const I half = _mm512_set1_epi32(fixed.sum_shift ? 1 << (fixed.sum_shift - 1) : 0);

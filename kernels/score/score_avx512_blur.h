@@ -2,13 +2,15 @@
  *
  * SPDX-License-Identifier: Apache-2.0
  *
- * A blur is its center plus weighted differences, so that nothing cancels where the image is flat. With
- * D[i] = v[i+1] - v[i], E[i] = D[i] (v[i+1] + v[i]) and W[k] = w[k+1] + ... + w[5],
+ * The blurs are those of score_blur.h, by second differences: delta = M / w_5 and, to save multiplications, variances
+ * in units of w_5, which cancels in the distance. What differs is where values are taken from. Means are sums of
+ * pixels as they are: relative to the level of the patch, a dark part of a bright patch would lose bits of its own
+ * level, all in one direction. Squares are taken relative to a level nearby, another one for each column and each
+ * lane, v' = v - level: relative to 0, small steps of a bright part would lose bits. So
  *
- *     M = sum_{k=0..4} W[k] (D[i+k] - D[i-1-k]),   mean[i] = v[i] + M
- *     Q = sum_{k=0..4} W[k] (E[i+k] - E[i-1-k]),   var[i]  = Q - M (v[i] + mean[i])
+ *     differences of v'^2 = D[i] (v'[i+1] + v'[i]),   var = Q' - M (2 v' + M)
  *
- * and along x, where v are means of columns that have variances u, E[i] gains u[i+1] - u[i] and var[i] gains u[i].
+ * and where another level goes on, Q' changes by M times twice the difference of levels.
  */
 #ifndef GRD_SCORE_AVX512_BLUR_H
 #define GRD_SCORE_AVX512_BLUR_H
@@ -28,8 +30,8 @@ using F = __m512;
 using I = __m512i;
 
 constexpr int kL = 16;
-constexpr int kBatch = 32;                     /* rows of the map at a time */
-constexpr int kRows = kBatch + kTaps - 1;     /* rows of the input they depend on */
+constexpr int kBatch = 32;                /* rows of the map at a time */
+constexpr int kRows = kBatch + kTaps - 1; /* rows of the input they depend on */
 
 GRD_INLINE F set(float v) { return _mm512_set1_ps(v); }
 GRD_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
@@ -101,7 +103,7 @@ struct Rings {
     }
 };
 
-/* Along y: means, and variances / w_5 + bias, of n centers, a multiple of 4, among n + 10 rows. */
+/* Along y: means, and variances / w_5 (+ bias), of n centers, a multiple of 4, among n + 10 rows. */
 template <bool kWrap, bool kBias>
 GRD_INLINE void blur_column(const F *const *rows, int64_t x, int64_t n, F bias, F *mean, F *var, int64_t out_pitch,
                             int64_t span) {
@@ -126,7 +128,7 @@ GRD_INLINE void blur_column(const F *const *rows, int64_t x, int64_t n, F bias, 
             const Pair l0 = next(r + k + 8), y0 = at.first(k, l0), old = at.second(k);
             const F center = rows[r + k + kReach][x], delta = y0.value + old.value;
             const F m = fma(scale, delta, center), both_off = fma(scale, delta, fma(set(2), center, -level2));
-            const F v = y0.square + fnma(delta, both_off, (kBias ? old.square + bias : old.square));
+            const F v = y0.square + fnma(delta, both_off, kBias ? old.square + bias : old.square);
             at.put(k, l0, y0);
             mean[(r + k) * out_pitch] = m;
             var[(r + k) * out_pitch] = v;
@@ -186,9 +188,8 @@ template <class Take> GRD_INLINE void blur_row(const F *in_mean, const F *in_var
         GRD_UNROLL for (int k = 0; k < 4; k++) advance(r + k, k);
     GRD_UNROLL for (int k = 0; k < 4; k++) {
         const Pair l0 = wrapped(l_ahead[k]), y0 = at.first(k, l0);
-        const bool ahead = k + kReach >= 8;
-        finish(r + k, k, y0, ahead ? next_lane(in_mean[0]) : in_mean[r + k + kReach],
-               ahead ? next_lane(in_var[0]) : in_var[r + k + kReach]);
+        if (k + kReach < 8) finish(r + k, k, y0, in_mean[r + k + kReach], in_var[r + k + kReach]);
+        else finish(r + k, k, y0, next_lane(in_mean[0]), next_lane(in_var[0]));
         at.put(k, l0, y0);
     }
     GRD_UNROLL for (int k = 0; k < 4; k++) {
