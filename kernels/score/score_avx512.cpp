@@ -23,7 +23,7 @@ namespace {
 /* Loops that need all registers are functions of their own. */
 #define GRD_APART __attribute__((noinline))
 
-constexpr int64_t kNarrowest = 176; /* measured: kernels/README.md */
+constexpr int64_t kNarrowest = 160; /* measured: kernels/README.md */
 static_assert((kNarrowest + kL - 1) / kL >= 8, "blur_row takes 8 vectors from the next segment");
 constexpr int64_t kFlush = 32;      /* distances in fixed point whose sum stays below 2^31 */
 
