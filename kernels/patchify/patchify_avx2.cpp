@@ -4,9 +4,35 @@
 #include <immintrin.h>
 
 #include "patchify/patchify_vector.h"
+#include "patchify/patchify_x86.h"
 
 namespace grd::patchify {
 namespace {
+
+__m128i half_of(const void *at) { return _mm_loadu_si128(static_cast<const __m128i *>(at)); }
+__m256i halves(const void *low, const void *high) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(half_of(low)), half_of(high), 1);
+}
+
+/* Eight interleaved pixels, four in each half. take: channels `low` and `high` as two words per pixel. */
+template <class T> struct Pixels;
+template <> struct Pixels<uint8_t> {
+    explicit Pixels(const uint8_t *at) : bytes(halves(at, at + 8)) {}
+    template <int low, int high> __m256i take() const {
+        static constexpr Mask first = mask_of<uint8_t>(0, low, high), second = mask_of<uint8_t>(4, low, high);
+        return _mm256_shuffle_epi8(bytes, _mm256_set_m128i(second.load(), first.load()));
+    }
+    __m256i bytes;
+};
+template <> struct Pixels<uint16_t> { /* four are 24 bytes */
+    explicit Pixels(const uint16_t *at) : begin(halves(at, at + 12)), end(halves(at + 4, at + 16)) {}
+    template <int low, int high> __m256i take() const {
+        static constexpr Mask of_begin = mask_of<uint16_t>(0, low, high), of_end = mask_of<uint16_t>(-8, low, high);
+        return _mm256_or_si256(_mm256_shuffle_epi8(begin, _mm256_broadcastsi128_si256(of_begin.load())),
+                               _mm256_shuffle_epi8(end, _mm256_broadcastsi128_si256(of_end.load())));
+    }
+    __m256i begin, end;
+};
 
 /* Vector traits, see patchify_vector.h. Loads and stores take any alignment. */
 struct Avx2 {
@@ -14,42 +40,33 @@ struct Avx2 {
     using I = __m256i; /* int32 */
     static constexpr int kLanes = 8;
 
-    static __m128i half_of(const void *at) { return _mm_loadu_si128(static_cast<const __m128i *>(at)); }
-    static I halves(const void *low, const void *high) {
-        return _mm256_inserti128_si256(_mm256_castsi128_si256(half_of(low)), half_of(high), 1);
-    }
-
     static I load(const uint8_t *at) {
         return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(at)));
     }
     static I load(const uint16_t *at) { return _mm256_cvtepu16_epi32(half_of(at)); }
     static F load(const float *at) { return _mm256_loadu_ps(at); }
 
-    /* kLanes interleaved pixels, channel by channel. Half a vector holds pixels 0..3, or 4..7 from the fourth byte. */
-    static void load3(const uint8_t *at, I *out) {
-        const I pixels = halves(at, at + 8);
-        const I first = _mm256_setr_epi8(0, -1, -1, -1, 3, -1, -1, -1, 6, -1, -1, -1, 9, -1, -1, -1, 4, -1, -1, -1, 7, -1,
-                                         -1, -1, 10, -1, -1, -1, 13, -1, -1, -1);
-        out[0] = _mm256_shuffle_epi8(pixels, first);
-        out[1] = _mm256_shuffle_epi8(pixels, _mm256_add_epi32(first, _mm256_set1_epi32(1)));
-        out[2] = _mm256_shuffle_epi8(pixels, _mm256_add_epi32(first, _mm256_set1_epi32(2)));
+    /* kLanes interleaved pixels, channel by channel. */
+    template <class T> static void load3(const T *at, I *out) {
+        const Pixels<T> pixels(at);
+        out[0] = pixels.template take<0, -1>();
+        out[1] = pixels.template take<1, -1>();
+        out[2] = pixels.template take<2, -1>();
     }
-    /* Four pixels are twelve words: a has words 0..7 of each four, b words 4..11. */
-    static void load3(const uint16_t *at, I *out) {
-        const I a = halves(at, at + 12), b = halves(at + 4, at + 16);
-        out[0] = _mm256_or_si256(words(a, 0, 3, 6, -1), words(b, -1, -1, -1, 5));
-        out[1] = _mm256_or_si256(words(a, 1, 4, 7, -1), words(b, -1, -1, -1, 6));
-        out[2] = _mm256_or_si256(words(a, 2, 5, -1, -1), words(b, -1, -1, 4, 7));
+    /* kRed R + kGreen G + kBlue B. Products are of signed words, so words of 16 bits are moved down and the sum back. */
+    template <class T> static I load_grey(const T *at) {
+        const Pixels<T> pixels(at);
+        I red_green = pixels.template take<0, 1>(), blue = pixels.template take<2, -1>();
+        if (sizeof(T) == 2) {
+            red_green = _mm256_xor_si256(red_green, _mm256_set1_epi16(-32768));
+            blue = _mm256_xor_si256(blue, _mm256_set1_epi16(-32768));
+        }
+        const I sum = _mm256_add_epi32(_mm256_madd_epi16(red_green, _mm256_set1_epi32(kGreen << 16 | kRed)),
+                                       _mm256_madd_epi16(blue, _mm256_set1_epi32(kBlue)));
+        return sizeof(T) == 1 ? sum : _mm256_add_epi32(sum, _mm256_set1_epi32(32768 * (kRed + kGreen + kBlue)));
     }
-    /* Words of each half as int32; -1: 0. */
-    static I words(I v, int w0, int w1, int w2, int w3) {
-        return _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(_mm_setr_epi32(pair(w0), pair(w1), pair(w2), pair(w3))));
-    }
-    static int pair(int word) { return word < 0 ? -1 : -65536 + (2 * word + 1) * 256 + 2 * word; }
 
     static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
-    static I iadd(I a, I b) { return _mm256_add_epi32(a, b); }
-    static I imul(I a, int32_t b) { return _mm256_mullo_epi32(a, _mm256_set1_epi32(b)); }
 
     static F set(float v) { return _mm256_set1_ps(v); }
     static F mul(F a, F b) { return _mm256_mul_ps(a, b); }

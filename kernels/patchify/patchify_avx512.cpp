@@ -5,9 +5,42 @@
 #include <immintrin.h>
 
 #include "patchify/patchify_vector.h"
+#include "patchify/patchify_x86.h"
 
 namespace grd::patchify {
 namespace {
+
+__m128i quarter(const void *at) { return _mm_loadu_si128(static_cast<const __m128i *>(at)); }
+__m256i half(const void *at) { return _mm256_loadu_si256(static_cast<const __m256i *>(at)); }
+__m512i taken(__m512i v, const Mask &mask) { return _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(mask.load())); }
+
+/* Sixteen interleaved pixels, four in each quarter. take: channels `low` and `high` as two words per pixel. */
+template <class T> struct Pixels;
+template <> struct Pixels<uint8_t> {
+    explicit Pixels(const uint8_t *at) {
+        const __m512i packed = _mm512_inserti32x4(_mm512_castsi256_si512(half(at)), quarter(at + 32), 2);
+        const __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 11);
+        bytes = _mm512_permutexvar_epi32(index, packed);
+    }
+    template <int low, int high> __m512i take() const {
+        static constexpr Mask mask = mask_of<uint8_t>(0, low, high);
+        return taken(bytes, mask);
+    }
+    __m512i bytes;
+};
+template <> struct Pixels<uint16_t> { /* four are 24 bytes */
+    explicit Pixels(const uint16_t *at) {
+        const __m512i low = _mm512_loadu_si512(at), high = _mm512_castsi256_si512(half(at + 32));
+        const __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 6, 7, 8, 9, 12, 13, 14, 15, 18, 19, 20, 21);
+        begin = _mm512_permutex2var_epi32(low, index, high);
+        end = _mm512_permutex2var_epi32(low, _mm512_add_epi32(index, _mm512_set1_epi32(2)), high);
+    }
+    template <int low, int high> __m512i take() const {
+        static constexpr Mask of_begin = mask_of<uint16_t>(0, low, high), of_end = mask_of<uint16_t>(-8, low, high);
+        return _mm512_or_si512(taken(begin, of_begin), taken(end, of_end));
+    }
+    __m512i begin, end;
+};
 
 /* Vector traits, see patchify_vector.h. Loads and stores take any alignment. */
 struct Avx512 {
@@ -15,42 +48,31 @@ struct Avx512 {
     using I = __m512i; /* int32 */
     static constexpr int kLanes = 16;
 
-    static __m128i quarter(const void *at) { return _mm_loadu_si128(static_cast<const __m128i *>(at)); }
-    static __m256i half(const void *at) { return _mm256_loadu_si256(static_cast<const __m256i *>(at)); }
-
     static I load(const uint8_t *at) { return _mm512_cvtepu8_epi32(quarter(at)); }
     static I load(const uint16_t *at) { return _mm512_cvtepu16_epi32(half(at)); }
     static F load(const float *at) { return _mm512_loadu_ps(at); }
 
-    /* kLanes interleaved pixels, channel by channel. A quarter of a vector takes four pixels. */
-    static void load3(const uint8_t *at, I *out) {
-        const I bytes = _mm512_inserti32x4(_mm512_castsi256_si512(half(at)), quarter(at + 32), 2);
-        const I index = _mm512_setr_epi32(0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 11);
-        const I pixels = _mm512_permutexvar_epi32(index, bytes);
-        const I first = _mm512_broadcast_i32x4(_mm_setr_epi8(0, -1, -1, -1, 3, -1, -1, -1, 6, -1, -1, -1, 9, -1, -1, -1));
-        out[0] = _mm512_shuffle_epi8(pixels, first);
-        out[1] = _mm512_shuffle_epi8(pixels, _mm512_add_epi32(first, _mm512_set1_epi32(1)));
-        out[2] = _mm512_shuffle_epi8(pixels, _mm512_add_epi32(first, _mm512_set1_epi32(2)));
+    /* kLanes interleaved pixels, channel by channel. */
+    template <class T> static void load3(const T *at, I *out) {
+        const Pixels<T> pixels(at);
+        out[0] = pixels.template take<0, -1>();
+        out[1] = pixels.template take<1, -1>();
+        out[2] = pixels.template take<2, -1>();
     }
-    /* Four pixels are twelve words: a has words 0..7 of each four, b words 4..11. */
-    static void load3(const uint16_t *at, I *out) {
-        const I low = _mm512_loadu_si512(at), high = _mm512_castsi256_si512(half(at + 32));
-        const I index = _mm512_setr_epi32(0, 1, 2, 3, 6, 7, 8, 9, 12, 13, 14, 15, 18, 19, 20, 21);
-        const I a = _mm512_permutex2var_epi32(low, index, high);
-        const I b = _mm512_permutex2var_epi32(low, _mm512_add_epi32(index, _mm512_set1_epi32(2)), high);
-        out[0] = _mm512_or_si512(words(a, 0, 3, 6, -1), words(b, -1, -1, -1, 5));
-        out[1] = _mm512_or_si512(words(a, 1, 4, 7, -1), words(b, -1, -1, -1, 6));
-        out[2] = _mm512_or_si512(words(a, 2, 5, -1, -1), words(b, -1, -1, 4, 7));
+    /* kRed R + kGreen G + kBlue B. Products are of signed words, so words of 16 bits are moved down and the sum back. */
+    template <class T> static I load_grey(const T *at) {
+        const Pixels<T> pixels(at);
+        I red_green = pixels.template take<0, 1>(), blue = pixels.template take<2, -1>();
+        if (sizeof(T) == 2) {
+            red_green = _mm512_xor_si512(red_green, _mm512_set1_epi16(-32768));
+            blue = _mm512_xor_si512(blue, _mm512_set1_epi16(-32768));
+        }
+        const I sum = _mm512_add_epi32(_mm512_madd_epi16(red_green, _mm512_set1_epi32(kGreen << 16 | kRed)),
+                                       _mm512_madd_epi16(blue, _mm512_set1_epi32(kBlue)));
+        return sizeof(T) == 1 ? sum : _mm512_add_epi32(sum, _mm512_set1_epi32(32768 * (kRed + kGreen + kBlue)));
     }
-    /* Words of each quarter as int32; -1: 0. */
-    static I words(I v, int w0, int w1, int w2, int w3) {
-        return _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(_mm_setr_epi32(pair(w0), pair(w1), pair(w2), pair(w3))));
-    }
-    static int pair(int word) { return word < 0 ? -1 : -65536 + (2 * word + 1) * 256 + 2 * word; }
 
     static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
-    static I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
-    static I imul(I a, int32_t b) { return _mm512_mullo_epi32(a, _mm512_set1_epi32(b)); }
 
     static F set(float v) { return _mm512_set1_ps(v); }
     static F mul(F a, F b) { return _mm512_mul_ps(a, b); }

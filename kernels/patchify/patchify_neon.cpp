@@ -21,19 +21,29 @@ struct Neon {
     static I load(const uint16_t *at) { return widened(vld1q_u16(at)); }
     static F load(const float *at) { return {{vld1q_f32(at), vld1q_f32(at + 4)}}; }
 
+    static uint16x8_t words(uint8x8_t v) { return vmovl_u8(v); }
+    static uint16x8_t words(uint16x8_t v) { return v; }
+    static uint8x8x3_t pixels(const uint8_t *at) { return vld3_u8(at); }
+    static uint16x8x3_t pixels(const uint16_t *at) { return vld3q_u16(at); }
+
     /* kLanes interleaved pixels, channel by channel. */
-    static void load3(const uint8_t *at, I *out) {
-        const uint8x8x3_t pixels = vld3_u8(at);
-        for (int c = 0; c < 3; ++c) out[c] = widened(vmovl_u8(pixels.val[c]));
+    template <class T> static void load3(const T *at, I *out) {
+        const auto rgb = pixels(at);
+        for (int c = 0; c < 3; ++c) out[c] = widened(words(rgb.val[c]));
     }
-    static void load3(const uint16_t *at, I *out) {
-        const uint16x8x3_t pixels = vld3q_u16(at);
-        for (int c = 0; c < 3; ++c) out[c] = widened(pixels.val[c]);
+    /* kRed R + kGreen G + kBlue B */
+    template <class T> static I load_grey(const T *at) {
+        const auto rgb = pixels(at);
+        const uint16x8_t red = words(rgb.val[0]), green = words(rgb.val[1]), blue = words(rgb.val[2]);
+        return {{weighted(vget_low_u16(red), vget_low_u16(green), vget_low_u16(blue)),
+                 weighted(vget_high_u16(red), vget_high_u16(green), vget_high_u16(blue))}};
+    }
+    static int32x4_t weighted(uint16x4_t red, uint16x4_t green, uint16x4_t blue) {
+        const uint32x4_t sum = vmlal_n_u16(vmlal_n_u16(vmull_n_u16(red, kRed), green, kGreen), blue, kBlue);
+        return vreinterpretq_s32_u32(sum);
     }
 
     static F to_float(I v) { return {{vcvtq_f32_s32(v.val[0]), vcvtq_f32_s32(v.val[1])}}; }
-    static I iadd(I a, I b) { return {{vaddq_s32(a.val[0], b.val[0]), vaddq_s32(a.val[1], b.val[1])}}; }
-    static I imul(I a, int32_t b) { return {{vmulq_n_s32(a.val[0], b), vmulq_n_s32(a.val[1], b)}}; }
 
     static F set(float v) { return {{vdupq_n_f32(v), vdupq_n_f32(v)}}; }
     static F mul(F a, F b) { return {{vmulq_f32(a.val[0], b.val[0]), vmulq_f32(a.val[1], b.val[1])}}; }

@@ -60,12 +60,7 @@ template <class V> class Vectors {
         const Quotient unit(static_cast<double>(full_scale<T>()) * static_cast<double>(kGreyUnits));
         in_blocks(
             w,
-            [&](int64_t x) {
-                I rgb[3];
-                V::load3(row + 3 * x, rgb);
-                const I sum = V::iadd(V::iadd(V::imul(rgb[0], kRed), V::imul(rgb[1], kGreen)), V::imul(rgb[2], kBlue));
-                store(sink, out + x * Sink::kBytes, unit.of(sum));
-            },
+            [&](int64_t x) { store(sink, out + x * Sink::kBytes, unit.of(V::load_grey(row + 3 * x))); },
             [&](int64_t begin, int64_t end) { store_grey(sink, row, begin, end, out); });
     }
 
