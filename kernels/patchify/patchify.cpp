@@ -2,10 +2,10 @@
  *
  * SPDX-License-Identifier: Apache-2.0
  *
- * Without scaling, each patch is converted straight from the rows of the frame that it shows. With scaling the frame is
- * walked once, row by row: each row of the scaled frame is made in a buffer that stays in cache and copied from there
- * into every patch that shows it, so a scaled frame is never stored. Columns are summed before rows are: that pass
- * reads contiguous memory. */
+ * A frame is walked row by row. Without scaling, each piece of a row is converted straight into the patch that shows it.
+ * With scaling, each row of the scaled frame is made once, in a buffer that stays in cache, and copied from there into
+ * every patch that shows it, so a scaled frame is never stored. Columns are summed before rows are: that pass reads
+ * contiguous memory. */
 #include "patchify.h"
 
 #include <cmath>
@@ -143,16 +143,14 @@ public:
         gathered_ = reinterpret_cast<T *>(gathered);
     }
 
-    /* w pixels of row y from x on. */
-    const T *row(int64_t y, int64_t x, int64_t w) const {
-        const uint8_t *from = base_ + y * stride_y_ + x * stride_x_;
+    const T *row(int64_t y) const {
+        const uint8_t *from = base_ + y * stride_y_;
         if (direct_) return reinterpret_cast<const T *>(from);
         for (int c = 0; c < c_; ++c)
-            for (int64_t i = 0; i < w; ++i)
-                std::memcpy(gathered_ + i * c_ + c, from + c * stride_c_ + i * stride_x_, sizeof(T));
+            for (int64_t x = 0; x < w_; ++x)
+                std::memcpy(gathered_ + x * c_ + c, from + c * stride_c_ + x * stride_x_, sizeof(T));
         return gathered_;
     }
-    const T *row(int64_t y) const { return row(y, 0, w_); }
 
 private:
     const uint8_t *base_;
@@ -172,12 +170,12 @@ struct Target {
     const Kernels &kernels;
     uint8_t *patches;
     int64_t planes, pixel_bytes; /* pixel: its elements in one plane */
-    int64_t row_bytes, plane_bytes;
+    int64_t row_bytes, plane_bytes, patch_bytes;
 
     /* Patch `index` of the grid; NULL when it is not wanted. */
     uint8_t *patch(int64_t index) const {
         const int64_t slot = slots != nullptr ? slots[index] : index;
-        return slot < 0 ? nullptr : patches + slot * planes * plane_bytes;
+        return slot < 0 ? nullptr : patches + slot * patch_bytes;
     }
 };
 
@@ -192,21 +190,25 @@ void pad_row(const Target &to, int64_t n, uint8_t *row) {
                     static_cast<size_t>(to.pixel_bytes));
 }
 
-/* Without scaling. */
+/* Without scaling: each piece of a row straight into its patch. */
 template <class T> void cut_pixels(const Rows<T> &rows, const Target &to) {
     const grd_cut_params &cut = to.cut;
     const grd_grid &grid = to.grid;
     const int32_t h = grid.scaled_h < cut.patch_h ? grid.scaled_h : cut.patch_h;
     const int32_t w = grid.scaled_w < cut.patch_w ? grid.scaled_w : cut.patch_w;
     const auto convert = row_kernels<T>(to.kernels).convert;
-    for (int32_t i = 0; i < grid.count; ++i) {
-        uint8_t *row = to.patch(i);
-        if (row == nullptr) continue;
-        const int32_t top = position_px(i / grid.cols, cut.stride_y, cut.patch_h, grid.scaled_h);
-        const int32_t left = position_px(i % grid.cols, cut.stride_x, cut.patch_w, grid.scaled_w);
-        for (int32_t y = 0; y < h; ++y, row += to.row_bytes) {
-            convert(to.format, rows.row(top + y, left, w), w, row, to.plane_bytes);
-            for (int64_t k = 0; w < cut.patch_w && k < to.planes; ++k) pad_row(to, w, row + k * to.plane_bytes);
+    for (int32_t r = 0; r < grid.rows; ++r) {
+        const int32_t top = position_px(r, cut.stride_y, cut.patch_h, grid.scaled_h);
+        for (int32_t y = 0; y < h; ++y) {
+            const T *pixels = rows.row(top + y);
+            for (int32_t c = 0; c < grid.cols; ++c) {
+                uint8_t *patch = to.patch(static_cast<int64_t>(r) * grid.cols + c);
+                if (patch == nullptr) continue;
+                const int64_t left = position_px(c, cut.stride_x, cut.patch_w, grid.scaled_w);
+                uint8_t *row = patch + y * to.row_bytes;
+                convert(to.format, pixels + left * to.format.c_in, w, row, to.plane_bytes);
+                for (int64_t k = 0; w < cut.patch_w && k < to.planes; ++k) pad_row(to, w, row + k * to.plane_bytes);
+            }
         }
     }
 }
@@ -371,7 +373,8 @@ grd_status cut_frame(const grd_cut_params &cut, const grd_view *frame, const int
 
     const int c_in = static_cast<int>(frame->extent[1]), c_out = cut.channels;
     const int64_t pixel_bytes = dtype_bytes(type.dtype) * (type.interleaved ? c_out : 1);
-    const int64_t row_bytes = cut.patch_w * pixel_bytes;
+    const int64_t row_bytes = cut.patch_w * pixel_bytes, plane_bytes = cut.patch_h * row_bytes;
+    const int64_t planes = type.interleaved ? 1 : c_out;
     const Target target = {cut,
                            grid,
                            slots,
@@ -379,10 +382,11 @@ grd_status cut_frame(const grd_cut_params &cut, const grd_view *frame, const int
                            {c_in, c_out, type.interleaved, type.dtype, type.input_scale},
                            *patchify::kKernels[variant],
                            static_cast<uint8_t *>(patches),
-                           type.interleaved ? 1 : c_out,
+                           planes,
                            pixel_bytes,
                            row_bytes,
-                           cut.patch_h * row_bytes};
+                           plane_bytes,
+                           planes * plane_bytes};
     if (frame->dtype == GRD_UINT8) cut_rows<uint8_t>(*frame, target, scratch);
     else cut_rows<uint16_t>(*frame, target, scratch);
     if (used.ran != nullptr) *used.ran = variant_name(variant);
