@@ -6,8 +6,8 @@ import ctypes
 from collections.abc import Callable
 
 import numpy as np
-
 from grd_edge.bench.timer import figures, interleaved
+
 from grd_edge.errors import CheckFailedError
 from grd_edge.patches import PatchGrid, prepare_frame
 from grd_edge.runtime import Cutter
