@@ -79,11 +79,12 @@ def opencv_separable(x: np.ndarray, x_hat: np.ndarray):
 
 
 def race_scores(
-    *, h: int = 256, w: int = 256, n: int = 1, rounds: int = 60, variant: str | None = None
+    *, h: int = 256, w: int = 256, n: int = 1, rounds: int = 60, threads: int = 1, variant: str | None = None
 ) -> dict[str, float]:
-    """Min and median ms per call of the native kernel and of every baseline, one thread each, interleaved.
+    """Min and median ms per call of the native kernel and of every baseline, interleaved.
 
-    Keys are `native`, `torch_separable`, `torch_reference` and `opencv` with `_min_ms` and `_p50_ms`.
+    Keys are `native`, `torch_op`, `torch_separable`, `torch_reference` and `opencv` with `_min_ms` and `_p50_ms`.
+    `threads` are those of PyTorch, the operator's among them, and of OpenCV; `native` runs on one.
 
     Raises:
         CheckFailedError: an output is not within 2e-6 of float64 (the baselines keep no tighter contract).
@@ -94,6 +95,7 @@ def race_scores(
 
     from grd_edge.runtime import Scorer
     from grd_edge.score import score_patches_torch
+    from grd_edge.torch_ops import score_patches
 
     rng = np.random.default_rng(0)
     x = cv2.GaussianBlur(rng.random((h, w), np.float32), (0, 0), 2)[None, None].repeat(n, 0)
@@ -102,6 +104,7 @@ def race_scores(
     scorer = Scorer(x.shape, variant=variant)
     contenders: dict[str, Callable[[object], object]] = {
         "native": lambda _: (lambda s: (s.phi, s.phi_local, s.heatmap))(scorer(x, x_hat)),
+        "torch_op": lambda _: score_patches(tx, ty, variant=variant)[:3],
         "torch_reference": lambda _: tuple(score_patches_torch(tx, ty)),
         "torch_separable": lambda _: torch_separable(tx, ty),
         "opencv": lambda _: opencv_separable(x, x_hat),
@@ -116,8 +119,8 @@ def race_scores(
                 raise CheckFailedError(f"{name} is {worst:.1e} off the float64 scores; a wrong result is not timed")
 
     torch_threads, cv_threads = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
     try:
         with torch.inference_mode():
             timings = interleaved(contenders, rounds=rounds, check=check)

@@ -182,7 +182,7 @@ def score_patches_torch(
     _check_tensors(x, x_hat, window)
     if filters not in ("float64", "float32"):
         raise InputError(f"filters is {filters!r}; expected 'float64' or 'float32'")
-    local_window_px = _checked_local(local_window_px)
+    local_window_px = checked_local_window(local_window_px)
     n, channels, h, w = x.shape
     if roi is not None:
         share = torch.from_numpy(_interest_share(roi, tuple(x.shape), window)).to(x.device)
@@ -276,7 +276,7 @@ def _filter_f64(maps: np.ndarray, taps: tuple[float, ...]) -> np.ndarray:
 
 
 def _local_mean_f64(distance: np.ndarray, local_window_px: int) -> np.ndarray:
-    taps = min(_checked_local(local_window_px), *distance.shape)
+    taps = min(checked_local_window(local_window_px), *distance.shape)
     return _filter_f64(distance, (1 / taps,) * taps)
 
 
@@ -393,10 +393,19 @@ def _exact_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _check(shape: tuple[int, ...], shape_hat: tuple[int, ...], floats: bool, dtypes: str, window: str) -> None:
-    if window not in ("gaussian", "box"):
-        raise InputError(f"window is {window!r}; expected 'gaussian' or 'box'")
     if not floats:
         raise InputError(f"patches to score are {dtypes}; expected floating point values in [0, 1]")
+    check_patches(shape, shape_hat, window)
+
+
+def check_patches(shape: tuple[int, ...], shape_hat: tuple[int, ...], window: str) -> None:
+    """Checks the shapes of patches and reconstructions and the window.
+
+    Raises:
+        InputError: an unknown window, unequal or empty shapes, or patches that the window does not fit.
+    """
+    if window not in ("gaussian", "box"):
+        raise InputError(f"window is {window!r}; expected 'gaussian' or 'box'")
     if len(shape) != 4 or shape != shape_hat or 0 in shape[1:]:
         raise InputError(
             f"patches have shape {shape} and reconstructions {shape_hat}; expected equal (N, C, H, W), not empty"
@@ -408,7 +417,12 @@ def _check(shape: tuple[int, ...], shape_hat: tuple[int, ...], floats: bool, dty
         )
 
 
-def _checked_local(local_window_px: int) -> int:
+def checked_local_window(local_window_px: int) -> int:
+    """The value as an integer.
+
+    Raises:
+        InputError: it is no integer >= 1.
+    """
     try:
         value = operator.index(local_window_px)
     except TypeError:

@@ -19,8 +19,9 @@ struct grd_pool {
     std::condition_variable begin, end;
     std::vector<std::thread> threads;
     /* The call at hand, guarded by the mutex. */
-    uint64_t calls = 0; /* so far; a thread that has seen fewer has work */
-    int32_t busy = 0;   /* threads that have not finished it */
+    uint64_t calls = 0; /* so far; a thread that has seen fewer may join the one that is open */
+    bool open = false;  /* until the caller finds no more items */
+    int32_t joined = 0; /* threads at work on it; those that wake too late do not keep the caller */
     bool closing = false;
     grd::PoolTask task = nullptr;
     void *context = nullptr;
@@ -35,13 +36,14 @@ struct grd_pool {
         uint64_t seen = 0;
         std::unique_lock<std::mutex> lock(mutex);
         for (;;) {
-            begin.wait(lock, [&] { return closing || calls != seen; });
+            begin.wait(lock, [&] { return closing || (open && calls != seen); });
             if (closing) return;
             seen = calls;
+            ++joined;
             lock.unlock();
             work(worker);
             lock.lock();
-            if (--busy == 0) end.notify_one();
+            if (--joined == 0) end.notify_one();
         }
     }
 
@@ -71,13 +73,14 @@ void pool_run(grd_pool *pool, int64_t count, PoolTask task, void *context) {
         const std::lock_guard<std::mutex> lock(pool->mutex);
         pool->task = task, pool->context = context, pool->count = count;
         pool->next = 0;
-        pool->busy = static_cast<int32_t>(pool->threads.size());
+        pool->open = true;
         ++pool->calls;
     }
     pool->begin.notify_all();
     pool->work(0);
     std::unique_lock<std::mutex> lock(pool->mutex);
-    pool->end.wait(lock, [&] { return pool->busy == 0; });
+    pool->open = false;
+    pool->end.wait(lock, [&] { return pool->joined == 0; });
 }
 
 } // namespace grd
