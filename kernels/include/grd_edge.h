@@ -245,8 +245,8 @@ GRD_API grd_status grd_cut_frame(const grd_cut_params *params, const grd_view *f
  *   patches  N,1,patch_h,patch_w; FLOAT32, FLOAT16 or UINT8 (values as they are); any strides, so that scores are
  *            patches with strides sizeof(float), 0, 0, 0.
  *   map      1,1,scaled_h,scaled_w FLOAT32, any strides that keep pixels apart. What padding added is dropped.
- * Sums are FLOAT64, so that the mean of equal values is that value. params->channels counts for nothing. Errors: 10..17,
- * 40, GRD_ERR_MEMORY. */
+ * Sums are FLOAT64, so that the mean of equal values is that value. params->channels counts for nothing. Errors:
+ * 10..17, 40, GRD_ERR_MEMORY. */
 GRD_API grd_status grd_stitch_frame(const grd_cut_params *params, int64_t frame_h, int64_t frame_w,
                                     const grd_view *patches, const grd_view *map, const grd_cut_options *options);
 

@@ -2,7 +2,7 @@
  *
  * SPDX-License-Identifier: Apache-2.0
  *
- * A frame is walked row by row. Without scaling, each piece of a row is converted straight into the patch that shows it.
+ * A frame is walked row by row. Without scaling, each piece of a row is converted straight into its patch.
  * With scaling, each row of the scaled frame is made once, in a buffer that stays in cache, and copied from there into
  * every patch that shows it, so a scaled frame is never stored. Columns are summed before rows are: that pass reads
  * contiguous memory. */

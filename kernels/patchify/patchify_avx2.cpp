@@ -53,7 +53,7 @@ struct Avx2 {
         out[1] = pixels.template take<1, -1>();
         out[2] = pixels.template take<2, -1>();
     }
-    /* kRed R + kGreen G + kBlue B. Products are of signed words, so words of 16 bits are moved down and the sum back. */
+    /* kRed R + kGreen G + kBlue B. Products are of signed words: words of 16 bits are moved down and the sum back. */
     template <class T> static I load_grey(const T *at) {
         const Pixels<T> pixels(at);
         I red_green = pixels.template take<0, 1>(), blue = pixels.template take<2, -1>();

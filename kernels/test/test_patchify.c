@@ -376,7 +376,8 @@ static void check_stitch(const grd_cut_params *cut, int64_t h, int64_t w, int dt
     const int64_t sh = grid.scaled_h, sw = grid.scaled_w, ph = cut->patch_h, pw = cut->patch_w;
     const int64_t item = dtype == GRD_UINT8 ? 1 : dtype == GRD_FLOAT16 ? 2 : 4, step = layout == STRETCHED ? 3 : 1;
     grd_view patches = {NULL, dtype, 0, {grid.count, 1, ph, pw}, {0, 0, 0, 0}};
-    const int64_t stride_x = layout == SCORES ? 0 : item * step, stride_y = layout == SCORES ? 0 : pw * stride_x + step - 1;
+    const int64_t stride_x = layout == SCORES ? 0 : item * step;
+    const int64_t stride_y = layout == SCORES ? 0 : pw * stride_x + step - 1;
     const int64_t stride_n = layout == SCORES ? item : ph * stride_y;
     if (layout != DENSE) {
         patches.stride_bytes[0] = stride_n;
@@ -401,7 +402,8 @@ static void check_stitch(const grd_cut_params *cut, int64_t h, int64_t w, int dt
         CHECK(grd_cut_position(cut, &grid, n, &top, &left) == GRD_OK);
         for (int64_t y = 0; y < ph && top + y < sh; ++y)
             for (int64_t x = 0; x < pw && left + x < sw; ++x) {
-                sums[(top + y) * sw + left + x] += stored_value(values + n * stride_n + y * stride_y + x * stride_x, dtype);
+                const uint8_t *at = values + n * stride_n + y * stride_y + x * stride_x;
+                sums[(top + y) * sw + left + x] += stored_value(at, dtype);
                 counts[(top + y) * sw + left + x] += 1;
             }
     }
@@ -429,8 +431,8 @@ static void check_stitch(const grd_cut_params *cut, int64_t h, int64_t w, int dt
                 const float found = stored_value((uint8_t *)map.data + y * map_y + x * map_x, GRD_FLOAT32);
                 wrong += found != (float)(sums[y * sw + x] / counts[y * sw + x]);
             }
-        CHECK_THAT(wrong == 0, ("%s: %dx%d dtype %d layout %d: %d pixels of the map", runnable(v), (int)h, (int)w, dtype,
-                                layout, wrong));
+        CHECK_THAT(wrong == 0, ("%s: %dx%d dtype %d layout %d: %d pixels of the map", runnable(v), (int)h, (int)w,
+                                dtype, layout, wrong));
         free(scratch);
         free(memory);
     }
