@@ -17,7 +17,7 @@ import numpy as np
 from grd_edge.errors import BundleError, EngineError, GrdError, InputError
 
 LIBRARY = "libgrd_edge.so"
-DTYPES = {np.dtype(np.uint8): 1, np.dtype(np.uint16): 2, np.dtype(np.float16): 3, np.dtype(np.float32): 4}
+DTYPES = {np.dtype(t): i for i, t in enumerate((np.uint8, np.uint16, np.float16, np.float32, np.int8), start=1)}
 WINDOWS = {"gaussian": 0, "box": 1}
 PADDINGS = {"error": 0, "reflect": 1}
 
@@ -76,6 +76,17 @@ class CutParams(_Sized):
         ("stride_x", c_int32),
         ("channels", c_int32),
         ("padding", c_int32),
+    )
+
+
+class CutOptions(_Sized):
+    _fields_ = (
+        ("struct_size", c_uint32),
+        ("input_scale", c_float),
+        ("variant", c_char_p),
+        ("ran", POINTER(c_char_p)),
+        ("workspace", c_void_p),
+        ("workspace_bytes", c_size_t),
     )
 
 
@@ -166,7 +177,12 @@ _PROTOTYPES = {
     "grd_pool_open": (c_int32, (c_int32, POINTER(c_void_p))),
     "grd_pool_close": (None, (c_void_p,)),
     "grd_cut_grid": (c_int32, (POINTER(CutParams), c_int64, c_int64, POINTER(Grid))),
-    "grd_cut_frame": (c_int32, (POINTER(CutParams), POINTER(View), POINTER(View), c_void_p, c_size_t)),
+    "grd_cut_frame": (c_int32, (POINTER(CutParams), POINTER(View), POINTER(View), POINTER(CutOptions))),
+    "grd_stitch_frame": (
+        c_int32,
+        (POINTER(CutParams), c_int64, c_int64, POINTER(View), POINTER(View), POINTER(CutOptions)),
+    ),
+    "grd_cut_workspace_bytes": (c_size_t, (POINTER(CutParams), c_int64, c_int64)),
     "grd_bundle_open": (c_int32, (c_char_p, POINTER(c_void_p))),
     "grd_bundle_close": (None, (c_void_p,)),
     "grd_bundle_message": (c_char_p, (c_void_p,)),

@@ -357,16 +357,122 @@ def score_patches(x: np.ndarray, x_hat: np.ndarray, roi: np.ndarray | None = Non
     return Scorer(x.shape, **options)(x, x_hat, roi)
 
 
-def cut_frame(frame: np.ndarray, grid, *, scale_px: int | None, channels: int) -> np.ndarray:
-    """Patches (N, channels, patch_h, patch_w) float32 in [0, 1] of a frame, cut by the native library.
+class Cutter:
+    """`grd_cut_frame` for frames of one size, with its buffers kept: a frame to patches as the engine takes them.
 
     Args:
-        frame: uint8 or uint16, H x W or H x W x 3.
+        shape: H, W of the frames.
         grid: `grd_edge.patches.PatchGrid`.
         scale_px: shorter side after area resampling; None: native resolution.
+        channels: of the patches, 1 or 3.
+        dtype: float32 or float16, in [0, 1]; int8: value / input_scale, to nearest, at most 127.
+        layout: "NCHW" or "NHWC".
+        input_scale: the engine's, > 0; for int8 only.
+        variant: kernel variant by name; None: GRD_FORCE_VARIANT, else the fastest. All give the same bits.
+
+    Attributes:
+        ran: variant of the last call.
+
+    Raises:
+        InputError: a frame of this size cannot be cut, or one of the choices above is none.
     """
-    lib = _native.library()
-    params = _native.CutParams(
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        grid,
+        *,
+        scale_px: int | None,
+        channels: int,
+        dtype: np.typing.DTypeLike = np.float32,
+        layout: str = "NCHW",
+        input_scale: float | None = None,
+        variant: str | None = None,
+    ) -> None:
+        self._lib = _native.library()
+        if layout not in ("NCHW", "NHWC"):
+            raise InputError(f"layout is {layout!r}; expected 'NCHW' or 'NHWC'")
+        if np.dtype(dtype) == np.int8 and not (input_scale and 0 < input_scale < np.inf):
+            raise InputError(f"input_scale is {input_scale}; int8 patches need the engine's, a number > 0")
+        self._params = _cut_params(grid, scale_px, channels)
+        count = _cut_grid(self._params, shape).count
+        order = (channels, grid.patch_h, grid.patch_w) if layout == "NCHW" else (grid.patch_h, grid.patch_w, channels)
+        self._shape, self._patches = shape, np.empty((count, *order), dtype)
+        planes = self._patches if layout == "NCHW" else self._patches.transpose(0, 3, 1, 2)
+        self._view, self._ran = _native.view(planes), ctypes.c_char_p()
+        needed = self._lib.grd_cut_workspace_bytes(ctypes.byref(self._params), *shape)
+        self._workspace = np.empty(needed, np.uint8)
+        self._options = _native.CutOptions(
+            input_scale=input_scale or 0,
+            variant=active_variant(variant).encode(),
+            ran=ctypes.pointer(self._ran),
+            workspace=self._workspace.ctypes.data,
+            workspace_bytes=needed,
+        )
+
+    @property
+    def ran(self) -> str | None:
+        return self._ran.value.decode() if self._ran.value else None
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        """Patches in the type and layout asked for; overwritten by the next call.
+
+        Args:
+            frame: uint8 or uint16, H x W or H x W x 3 (RGB), any strides.
+
+        Raises:
+            InputError: a frame of another size, dtype, or number of channels.
+        """
+        if frame.shape[:2] != self._shape:
+            raise InputError(f"the frame is {frame.shape} px; this cutter was made for {self._shape}; make another")
+        status = self._lib.grd_cut_frame(
+            ctypes.byref(self._params), _native.frame_view(frame), ctypes.byref(self._view), ctypes.byref(self._options)
+        )
+        _native.check(status)
+        return self._patches
+
+
+def cut_frame(frame: np.ndarray, grid, **options) -> np.ndarray:
+    """One call of `Cutter`; the same arguments.
+
+    Raises:
+        InputError: the frame cannot be cut so.
+    """
+    return Cutter(frame.shape[:2], grid, **options)(frame)
+
+
+def stitch_frame(
+    maps: np.ndarray, grid, shape: tuple[int, int], *, scale_px: int | None = None, variant: str | None = None
+) -> np.ndarray:
+    """Map (scaled_h, scaled_w) float32 of a frame from maps or scores of all its patches; the mean where they overlap.
+
+    Args:
+        maps: (N, patch_h, patch_w), or (N,): one score for all of a patch; float32, float16 or uint8, any strides.
+        grid, scale_px: as the frame was cut.
+        shape: H, W of the frame.
+
+    Raises:
+        InputError: the maps do not fit the grid of such a frame.
+    """
+    params = _cut_params(grid, scale_px, 1)
+    found = _cut_grid(params, shape)
+    if maps.ndim == 1:
+        maps = np.broadcast_to(maps[:, None, None], (len(maps), grid.patch_h, grid.patch_w))
+    expected = (found.count, grid.patch_h, grid.patch_w)
+    if maps.shape != expected:
+        raise InputError(f"maps of shape {maps.shape} do not fit the frame; expected {expected} or ({found.count},)")
+    out = np.empty((found.scaled_h, found.scaled_w), np.float32)
+    source, target = _native.view(maps[:, None]), _native.view(out[None, None])
+    options = _native.CutOptions(variant=active_variant(variant).encode())
+    status = _native.library().grd_stitch_frame(
+        ctypes.byref(params), *shape, ctypes.byref(source), ctypes.byref(target), ctypes.byref(options)
+    )
+    _native.check(status)
+    return out
+
+
+def _cut_params(grid, scale_px: int | None, channels: int) -> _native.CutParams:
+    return _native.CutParams(
         scale_px=scale_px or 0,
         patch_h=grid.patch_h,
         patch_w=grid.patch_w,
@@ -375,9 +481,9 @@ def cut_frame(frame: np.ndarray, grid, *, scale_px: int | None, channels: int) -
         channels=channels,
         padding=_native.PADDINGS[grid.padding],
     )
+
+
+def _cut_grid(params: _native.CutParams, shape: tuple[int, int]) -> _native.Grid:
     found = _native.Grid()
-    _native.check(lib.grd_cut_grid(ctypes.byref(params), *frame.shape[:2], ctypes.byref(found)))
-    patches = np.empty((found.count, channels, grid.patch_h, grid.patch_w), np.float32)
-    source, target = _native.frame_view(frame), _native.view(patches)
-    _native.check(lib.grd_cut_frame(ctypes.byref(params), ctypes.byref(source), ctypes.byref(target), None, 0))
-    return patches
+    _native.check(_native.library().grd_cut_grid(ctypes.byref(params), *shape, ctypes.byref(found)))
+    return found

@@ -9,7 +9,7 @@ import pytest
 from grd_edge import runtime
 from grd_edge.engine.torch import TorchInspector
 from grd_edge.errors import BundleError, EngineError, InputError
-from grd_edge.patches import PatchGrid, prepare_frame
+from grd_edge.patches import PatchGrid, prepare_frame, working_size
 from grd_edge.runtime import Inspector
 from grd_edge.score import score_patches_f64
 
@@ -131,6 +131,57 @@ def test_the_native_cutter_reflects_small_frames():
     assert np.abs(runtime.cut_frame(frame, grid, scale_px=None, channels=1) - expected).max() <= 1e-6
     with pytest.raises(InputError):
         runtime.cut_frame(frame, PatchGrid(32, 32, 12, 12), scale_px=None, channels=1)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_patches_come_in_the_type_and_layout_of_the_engine(variant, layout):
+    frame = np.random.default_rng(6).integers(0, 256, (47, 61, 3), np.uint8)
+    grid = PatchGrid(17, 23, 11, 20)
+    scale = 2 / 255  # every other pixel value lies between two steps
+    for channels, scale_px in ((3, None), (1, None), (3, 40)):
+        choice = {"scale_px": scale_px, "channels": channels, "layout": layout, "variant": variant}
+        exact = runtime.cut_frame(frame, grid, **choice)
+        expected = grid.cut(prepare_frame(frame, scale_px=scale_px, channels=channels))
+        planes = exact if layout == "NCHW" else exact.transpose(0, 3, 1, 2)
+        assert np.abs(planes - expected).max() <= (1e-6 if scale_px else 0)
+        halves = runtime.cut_frame(frame, grid, dtype=np.float16, **choice)
+        assert np.array_equal(halves, exact.astype(np.float16))
+        steps = runtime.cut_frame(frame, grid, dtype=np.int8, input_scale=scale, **choice)
+        assert np.array_equal(steps, np.minimum(np.rint(exact / np.float32(scale)), 127))
+    cutter = runtime.Cutter((47, 61), grid, scale_px=None, channels=1, variant=variant)
+    cutter(frame)
+    assert cutter.ran == variant
+
+
+def test_cutting_refuses_what_it_cannot_do():
+    frame, grid = np.zeros((40, 40), np.uint8), PatchGrid(32, 32, 12, 12)
+    for choice in (
+        {"dtype": np.uint8},
+        {"dtype": np.int8},
+        {"dtype": np.int8, "input_scale": -1.0},
+        {"layout": "CHWN"},
+    ):
+        with pytest.raises(InputError):
+            runtime.cut_frame(frame, grid, scale_px=None, channels=1, **choice)
+    with pytest.raises(InputError, match="made for"):
+        runtime.Cutter((40, 41), grid, scale_px=None, channels=1)(frame)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint8])
+def test_stitching_is_the_definition_bit_for_bit(variant, dtype):
+    rng, grid = np.random.default_rng(7), PatchGrid(16, 24, 5, 9, "reflect")
+    for shape, scale_px in (((33, 61), None), ((12, 70), None), ((80, 64), 40)):
+        scaled = working_size(*shape, scale_px)
+        count = len(grid.positions(*scaled))
+        maps, scores = (200 * rng.random((count, 16, 24))).astype(dtype), rng.random(count).astype(np.float32)
+        choice = {"scale_px": scale_px, "variant": variant}
+        assert np.array_equal(runtime.stitch_frame(maps, grid, shape, **choice), grid.stitch(maps, *scaled))
+        spread = np.broadcast_to(scores[:, None, None], maps.shape)
+        assert np.array_equal(runtime.stitch_frame(scores, grid, shape, **choice), grid.stitch(spread, *scaled))
+    with pytest.raises(InputError, match="do not fit"):
+        runtime.stitch_frame(maps[1:], grid, shape)
 
 
 def test_the_engine_agrees_with_torch(tiny_bundle, tiny_checkpoint):
