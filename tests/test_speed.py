@@ -74,6 +74,15 @@ def test_the_engine_beats_the_pytorch_path_frame_in_decision_out(tmp_path):
     assert speedup(timings["reference"], timings["engine"]) >= 2 or share_of_limit >= 0.6, (share_of_limit, timings)
 
 
+def test_cutting_and_scoring_take_little_of_a_frame():
+    """16 patches, base 16 at 128 px, INT8 engine: the smallest network, where the kernels weigh most."""
+    from grd_edge.bench.frame_stages import frame_stages
+
+    found = frame_stages()
+    assert found["patches"] == 16
+    assert found["kernels_share"] < 0.05, found
+
+
 @pytest.mark.slow
 def test_the_training_step_beats_the_straightforward_one():
     """Base 32, 128 px, batch 16, every term in every step on both sides."""

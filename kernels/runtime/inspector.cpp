@@ -30,7 +30,7 @@ private:
     std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
-grd_view dense_view(float *data, int64_t n, int64_t c, int64_t h, int64_t w) {
+grd_view dense_view(void *data, int64_t n, int64_t c, int64_t h, int64_t w) {
     grd_view view = {};
     view.data = data;
     view.dtype = GRD_FLOAT32;
@@ -130,31 +130,43 @@ void infer(grd_inspector *inspector, int32_t count) {
     }
 }
 
-/* Overwrites x and x_hat where they are of no interest. */
-void score(grd_inspector *inspector, bool with_heatmap) {
+/* Patches [first, last), which all have a mask or all have none. */
+void score_some(grd_inspector *inspector, bool with_heatmap, int32_t first, int32_t last) {
     const grd_cut_params &cut = inspector->info.cut;
-    const Selection &selection = inspector->selection;
-    const int32_t count = selection.count();
-    for (int32_t i = 0; i < count; ++i) {
-        if (!selection.patch(i).partial) continue;
-        selection.clear_outside(cut, i, inspector->x.floats());
-        selection.clear_outside(cut, i, inspector->x_hat.floats());
+    const int64_t px = static_cast<int64_t>(cut.patch_h) * cut.patch_w, n = last - first;
+    const auto part = [&](const Buffer &buffer, int64_t channels) {
+        return dense_view(buffer.floats() + first * channels * px, n, channels, cut.patch_h, cut.patch_w);
+    };
+    const grd_view x = part(inspector->x, cut.channels), x_hat = part(inspector->x_hat, cut.channels);
+    grd_score_params params = inspector->score_params();
+    grd_view roi = {};
+    if (const uint8_t *mask = inspector->selection.mask(first)) {
+        roi = dense_view(const_cast<uint8_t *>(mask), n, 1, cut.patch_h, cut.patch_w); /* never written */
+        roi.dtype = GRD_UINT8;
+        params.roi = &roi;
     }
-    const grd_view x = dense_view(inspector->x.floats(), count, cut.channels, cut.patch_h, cut.patch_w);
-    const grd_view x_hat = dense_view(inspector->x_hat.floats(), count, cut.channels, cut.patch_h, cut.patch_w);
-    const grd_view heatmaps = dense_view(inspector->heatmaps.floats(), count, 1, cut.patch_h, cut.patch_w);
     grd_score_outputs outputs = {};
     outputs.struct_size = sizeof(outputs);
-    outputs.phi = inspector->phi.floats();
-    outputs.phi_local = inspector->phi_local.floats();
-    outputs.heatmap = with_heatmap ? &heatmaps : nullptr;
-    const grd_score_params params = inspector->score_params();
+    outputs.phi = inspector->phi.floats() + first;
+    outputs.phi_local = inspector->phi_local.floats() + first;
+    grd_view heatmaps = {};
+    if (with_heatmap) {
+        heatmaps = part(inspector->heatmaps, 1);
+        outputs.heatmap = &heatmaps;
+    }
     const grd_status status = grd_score_patches(&params, &x, &x_hat, &outputs);
     if (status != GRD_OK)
         fail(status, text("patches of %dx%dx%d cannot be scored (%s)", cut.channels, cut.patch_h, cut.patch_w,
                           grd_status_name(status)));
-    for (int32_t i = 0; i < count; ++i)
-        outputs.phi[i] = static_cast<float>(outputs.phi[i] / selection.patch(i).share);
+}
+
+void score(grd_inspector *inspector, bool with_heatmap) {
+    const Selection &selection = inspector->selection;
+    for (int32_t first = 0, last = 0; first < selection.count(); first = last) {
+        const bool masked = selection.mask(first) != nullptr;
+        while (last < selection.count() && (selection.mask(last) != nullptr) == masked) ++last;
+        score_some(inspector, with_heatmap, first, last);
+    }
 }
 
 /* The k-th largest of the deciding scores, k <= count. NaN when any is NaN. */
@@ -179,8 +191,7 @@ void select_patches(grd_inspector *inspector, const grd_grid &grid, const grd_vi
     const Mask mask = mask_of_frame(*inspector, frame, roi);
     if (roi == nullptr && inspector->selected_h == h && inspector->selected_w == w) return;
     inspector->selected_h = inspector->selected_w = 0; /* until it is complete */
-    inspector->selection.choose(inspector->info.cut, grid, h, w, inspector->regions, mask,
-                                inspector->info.window == GRD_WINDOW_BOX);
+    inspector->selection.choose(inspector->info.cut, grid, h, w, inspector->regions, mask);
     if (roi == nullptr) inspector->selected_h = h, inspector->selected_w = w;
 }
 

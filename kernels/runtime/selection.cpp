@@ -11,8 +11,6 @@
 namespace grd {
 namespace {
 
-constexpr int32_t kWindow = 11; /* of SSIM */
-
 bool holds(const Area &area, int64_t center_y, int64_t center_x, int64_t scaled_h, int64_t scaled_w) {
     return 2 * area.y * scaled_h <= center_y && center_y < 2 * (int64_t{area.y} + area.h) * scaled_h &&
            2 * area.x * scaled_w <= center_x && center_x < 2 * (int64_t{area.x} + area.w) * scaled_w;
@@ -40,18 +38,18 @@ int64_t pixel_under(int64_t i, int64_t n_in, int64_t n_out) { return (2 * i + 1)
 } // namespace
 
 void Selection::choose(const grd_cut_params &cut, const grd_grid &grid, int64_t frame_h, int64_t frame_w,
-                       const std::vector<Region> &regions, const Mask &mask, bool box) {
+                       const std::vector<Region> &regions, const Mask &mask) {
     scaled_h_ = grid.scaled_h, scaled_w_ = grid.scaled_w;
     scale(mask);
     patches_.clear();
+    masks_.clear();
     slots_.assign(static_cast<size_t>(grid.count), -1);
     for (int32_t i = 0; i < grid.count; ++i) {
-        SelectedPatch patch = {0, 0, 0, false, 1.0};
+        SelectedPatch patch = {0, 0, 0, -1};
         grd_cut_position(&cut, &grid, i, &patch.y_px, &patch.x_px);
         patch.region = region_of(regions, cut, grid, frame_h, frame_w, patch.y_px, patch.x_px);
         if (patch.region < 0) continue;
-        if (!mask_.empty()) look_at(cut, box, &patch);
-        if (patch.share == 0) continue;
+        if (!mask_.empty() && look_at(cut, &patch) == 0) continue;
         slots_[static_cast<size_t>(i)] = count();
         patches_.push_back(patch);
     }
@@ -76,47 +74,20 @@ void Selection::scale(const Mask &mask) {
     }
 }
 
-/* Share and partial of a patch. A window holds a pixel of interest if, in one of its rows, the last such pixel up to
- * its right end is not left of it; of those rows only the lowest so far has to be known. */
-void Selection::look_at(const grd_cut_params &cut, bool box, SelectedPatch *patch) {
+/* Keeps the patch's mask if it needs one; padding is of no interest. Returns how many of its pixels are. */
+int64_t Selection::look_at(const grd_cut_params &cut, SelectedPatch *patch) {
     const int32_t shown_h = std::min(cut.patch_h, scaled_h_), shown_w = std::min(cut.patch_w, scaled_w_);
-    const int32_t lead = box ? kWindow / 2 : 0, lost = box ? 0 : kWindow - 1;
-    const int32_t map_h = cut.patch_h - lost, map_w = cut.patch_w - lost;
-    const uint8_t *row = mask_.data() + static_cast<int64_t>(patch->y_px) * scaled_w_ + patch->x_px;
-    constexpr int32_t kNone = -(1 << 20);
-    lowest_.assign(static_cast<size_t>(map_w), kNone);
-    int64_t touched = 0, inside = 0;
-    int32_t next = 0; /* row that was not looked at yet */
-    for (int32_t i = 0; i < map_h; ++i) {
-        for (; next < shown_h && next <= i - lead + kWindow - 1; ++next, row += scaled_w_) {
-            int32_t last = kNone, x = 0;
-            for (int32_t j = 0; j < map_w; ++j) {
-                for (; x < shown_w && x <= j - lead + kWindow - 1; ++x)
-                    if (row[x] != 0) last = x;
-                if (last >= j - lead) lowest_[static_cast<size_t>(j)] = next;
-            }
-            for (int32_t k = 0; k < shown_w; ++k) inside += row[k];
-        }
-        for (const int32_t lowest : lowest_) touched += lowest >= i - lead;
+    const size_t w = static_cast<size_t>(cut.patch_w), px = static_cast<size_t>(cut.patch_h) * w, begin = masks_.size();
+    masks_.resize(begin + px, 0);
+    int64_t inside = 0;
+    for (int32_t y = 0; y < shown_h; ++y) {
+        const uint8_t *row = mask_.data() + (static_cast<int64_t>(patch->y_px) + y) * scaled_w_ + patch->x_px;
+        std::copy(row, row + shown_w, masks_.data() + begin + static_cast<size_t>(y) * w);
+        for (int32_t x = 0; x < shown_w; ++x) inside += row[x];
     }
-    patch->partial = inside < static_cast<int64_t>(cut.patch_h) * cut.patch_w;
-    patch->share = static_cast<double>(touched) / (static_cast<double>(map_h) * map_w);
-}
-
-void Selection::clear_outside(const grd_cut_params &cut, int32_t i, float *patches) const {
-    const SelectedPatch &patch = patches_[static_cast<size_t>(i)];
-    const int32_t shown_h = std::min(cut.patch_h, scaled_h_), shown_w = std::min(cut.patch_w, scaled_w_);
-    const int64_t patch_px = static_cast<int64_t>(cut.patch_h) * cut.patch_w;
-    for (int64_t plane = int64_t{i} * cut.channels; plane < (int64_t{i} + 1) * cut.channels; ++plane)
-        for (int32_t y = 0; y < cut.patch_h; ++y) {
-            float *to = patches + plane * patch_px + static_cast<int64_t>(y) * cut.patch_w;
-            int32_t shown = 0; /* padding is of no interest */
-            if (y < shown_h) {
-                const uint8_t *row = mask_.data() + (static_cast<int64_t>(patch.y_px) + y) * scaled_w_ + patch.x_px;
-                for (; shown < shown_w; ++shown) to[shown] = row[shown] != 0 ? to[shown] : 0.0f; /* drops NaN, too */
-            }
-            std::fill(to + shown, to + cut.patch_w, 0.0f);
-        }
+    if (inside == 0 || inside == static_cast<int64_t>(px)) masks_.resize(begin);
+    else patch->mask = static_cast<int64_t>(begin);
+    return inside;
 }
 
 } // namespace grd

@@ -17,32 +17,34 @@ namespace grd {
 struct SelectedPatch {
     int32_t y_px, x_px; /* in the scaled frame */
     int32_t region;
-    bool partial;       /* some of its pixels are of no interest */
-    double share;       /* of the positions of its map: those whose window holds a pixel of interest */
+    int64_t mask;       /* where its mask begins in `masks`; -1 when all of its pixels are of interest */
 };
 
 class Selection {
 public:
-    /* Chooses among the patches of a frame; at least one, else Failure. Without regions every patch is of region 0.
-     * box: the window of the scores. Memory is allocated only when a frame needs more of it than those before. */
+    /* Chooses among the patches of a frame: those in a region (every one without regions, as region 0) with a pixel of
+     * interest; at least one, else Failure. Memory is allocated only when a frame needs more of it than those before. */
     void choose(const grd_cut_params &cut, const grd_grid &grid, int64_t frame_h, int64_t frame_w,
-                const std::vector<Region> &regions, const Mask &mask, bool box);
+                const std::vector<Region> &regions, const Mask &mask);
 
     int32_t count() const { return static_cast<int32_t>(patches_.size()); }
     const SelectedPatch &patch(int32_t i) const { return patches_[static_cast<size_t>(i)]; }
     /* By number in the grid: place among the chosen, -1 when not chosen. */
     const int32_t *slots() const { return slots_.data(); }
-    /* Sets what is of no interest to 0 in patch i of `patches` (dense N,channels,patch_h,patch_w). */
-    void clear_outside(const grd_cut_params &cut, int32_t i, float *patches) const;
+    /* Mask of patch i, dense patch_h x patch_w, 1 = of interest, and those of the patches after it; NULL when all of its
+     * pixels are. */
+    const uint8_t *mask(int32_t i) const {
+        return patch(i).mask < 0 ? nullptr : masks_.data() + patch(i).mask;
+    }
 
 private:
     void scale(const Mask &mask);
-    void look_at(const grd_cut_params &cut, bool box, SelectedPatch *patch);
+    int64_t look_at(const grd_cut_params &cut, SelectedPatch *patch);
 
     std::vector<SelectedPatch> patches_;
     std::vector<int32_t> slots_;
     std::vector<uint8_t> mask_;    /* scaled_h x scaled_w, 0 or 1; empty without a mask */
-    std::vector<int32_t> lowest_;  /* by column of the map: last row whose windows there hold a pixel of interest */
+    std::vector<uint8_t> masks_;   /* of the patches that need one; those after each other lie so */
     std::vector<int64_t> columns_; /* of the mask, by column of the scaled frame */
     int32_t scaled_h_ = 0, scaled_w_ = 0;
 };

@@ -79,7 +79,7 @@ bool job_from_size(const grd_score_params &params, int64_t c, int64_t h, int64_t
 size_t round_up(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
 /* Scratch of one thread: what counting positions needs, then what the variant does. */
-size_t count_bytes(const Job &job) { return round_up(static_cast<size_t>(job.w) * sizeof(int64_t)); }
+size_t count_bytes(const Job &job) { return round_up(positions_scratch_bytes(job)); }
 
 size_t thread_bytes(const Variant &variant, const Job &job) {
     return count_bytes(job) + round_up(variant.scratch_bytes(job));
@@ -234,7 +234,7 @@ void score_patch(void *context, int64_t n, int32_t worker) {
         const int64_t *stride = call.roi_stride;
         patch.roi = {static_cast<const uint8_t *>(roi->data) + n * stride[0], stride[2], stride[3]};
         bool whole;
-        patch.positions = positions_of_interest(call.job, patch.roi, reinterpret_cast<int64_t *>(scratch), &whole);
+        patch.positions = positions_of_interest(call.job, patch.roi, reinterpret_cast<uint8_t *>(scratch), &whole);
         if (whole) patch.roi.data = nullptr;
     }
     Result result = {NAN, NAN, NAN, NAN};

@@ -79,9 +79,9 @@ struct Variant {
 #include "variants.inc"
 #undef GRD_VARIANT
 
-/* Positions of the map whose window holds a pixel of interest: 0 when no pixel is. *whole: every pixel is.
- * scratch: job.w int64_t. */
-int64_t positions_of_interest(const Job &job, const Mask &roi, int64_t *scratch, bool *whole);
+/* Positions of the map whose window holds a pixel of interest: 0 when no pixel is. *whole: every pixel is. */
+int64_t positions_of_interest(const Job &job, const Mask &roi, uint8_t *scratch, bool *whole);
+size_t positions_scratch_bytes(const Job &job);
 
 constexpr size_t kAlign = 64;
 
