@@ -17,7 +17,11 @@ struct Avx2 {
         __m256i low, high;
     };
     static constexpr int kLanes = 8;
-    static constexpr int kChunk = 8, kSlack = 6; /* measured: kernels/README.md */
+    #ifndef KC
+#define KC 8
+#define KG 4
+#endif
+    static constexpr int kChunk = KC, kGroups = KG; /* measured: kernels/README.md */
 
     static F load(const void *at) { return _mm256_loadu_ps(static_cast<const float *>(at)); }
     static void store(void *at, F v) { _mm256_storeu_ps(static_cast<float *>(at), v); }
@@ -71,7 +75,7 @@ struct Avx2 {
     static I iadd(I a, I b) { return _mm256_add_epi32(a, b); }
     static I isub(I a, I b) { return _mm256_sub_epi32(a, b); }
     static I imax(I a, I b) { return _mm256_max_epi32(a, b); }
-    static I ishift(I a, int bits) { return _mm256_srl_epi32(a, _mm_cvtsi32_si128(bits)); }
+    static I ishift(I a, I bits) { return _mm256_srav_epi32(a, bits); }
 };
 
 bool takes(const Job &job) { return Fused<Avx2>::takes(job); }

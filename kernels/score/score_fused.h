@@ -26,9 +26,9 @@
 namespace grd::score {
 namespace { /* local to each variant's file: see score_internal.h */
 
-/* s is summed at this scale, so that pixels beyond 2^47 count as Inf: squares of them could leave FP32 where
- * no check looks. */
-constexpr float kGuardScale = 1.2089258196146292e24f; /* 2^80 */
+/* s is summed at this scale, so that pixels beyond 2^29 count as Inf. */
+constexpr float kGuardScale = 3.16912650057057350374175801344e29f; /* 2^98 */
+constexpr float kLargestDifference = 1073741824.0f; /* 2^30 */
 
 constexpr int64_t kLargestLocal = 256; /* of FixedPoint; larger phi_local windows take the scalar path */
 
@@ -49,21 +49,24 @@ template <class V> class Fused {
     using I = typename V::I;
     using B = Blur<V>;
     static constexpr int kL = V::kLanes;
-    static constexpr int kBatch = B::kBatch, kRows = B::kRows, kSpan = B::kSpan, kKeep = B::kKeep;
-    static constexpr int kHeld = kRows + V::kSlack * kBatch;  /* input rows held before they are moved up */
-    static constexpr int kChunk = V::kChunk * kL;             /* columns between the two blurs at a time */
+    static constexpr int kGroups = V::kGroups, kRows = kGroups * kL, kTall = kRows + kTaps - 1;
+    static constexpr int kChunk = V::kChunk * kL; /* columns between the two blurs at a time */
+    static constexpr int kKeep = (kTaps - 1 + kL - 1) / kL * kL;
+    static constexpr int kSpan = kKeep + kChunk + kL;
+    enum Map { kMean, kVar, kMeanD, kVarD, kMaps };
 
-    /* Arrays of vectors are declared by their elements; each begins on a kAlign boundary. */
     struct Layout {
-        int64_t blocks;   /* vectors that cover a row of the input */
-        float *centers;   /* patch means of s and d: c x 2 */
-        float *residual;  /* |d| summed over channels so far, where c > 1: blocks x kRows vectors */
-        float *input;     /* s and d of the rows in use, block by block: c x blocks x 2 x kHeld vectors */
-        float *window;    /* columns of the four maps, see distance_rows: 2 x kMaps x kSpan vectors */
-        float *distance;  /* columns of the batch, summed over channels so far: map_w vectors */
-        int32_t *history; /* the same in fixed point, after `local` vectors of 0 */
-        int32_t *ring;    /* sums along x of the last `local` rows of the map */
-        int32_t *columns; /* sums of the rows in `ring` */
+        int64_t blocks;
+        float *centers;
+        float *residual;
+        float *taken;    /* s and d of a block: 2 x kTall */
+        float *column;   /* delta, mean, var: 3 x kRows */
+        float *window;   /* kGroups x kMaps x kSpan */
+        float *line;     /* (1 + kMaps) x (kChunk + kKeep) */
+        float *distance; /* c > 1: kGroups x pitch */
+        int32_t *history; /* kGroups x (local + pitch) */
+        int32_t *ring;
+        int32_t *columns;
     };
 
     static size_t lay_out(const Job &job, void *base, Layout *out) {
@@ -71,11 +74,13 @@ template <class V> class Fused {
         const int64_t blocks = out->blocks = (job.w + kL - 1) / kL, pitch = blocks * kL;
         const int64_t local = job.want_local ? job.local : 0;
         out->centers = arena.take<float>(job.c * 2);
-        out->residual = arena.take<float>(job.c > 1 ? kRows * pitch : 0);
-        out->input = arena.take<float>(job.c * 2 * kHeld * pitch);
-        out->window = arena.take<float>(2 * kMaps * kSpan * kL);
-        out->distance = arena.take<float>(pitch * kL);
-        out->history = arena.take<int32_t>((local + pitch) * kL);
+        out->residual = arena.take<float>(job.c > 1 ? kTall * pitch : 0);
+        out->taken = arena.take<float>(V::kChunk * 2 * kTall * kL);
+        out->column = arena.take<float>(3 * kRows * kL);
+        out->window = arena.take<float>(kGroups * kMaps * kSpan * kL);
+        out->line = arena.take<float>((1 + kMaps) * (kChunk + kKeep) * kL);
+        out->distance = arena.take<float>(job.c > 1 ? kGroups * pitch * kL : 0);
+        out->history = arena.take<int32_t>(kGroups * (local + pitch) * kL);
         out->ring = arena.take<int32_t>(local * pitch);
         out->columns = arena.take<int32_t>(pitch);
         return arena.used();
@@ -85,17 +90,14 @@ template <class V> class Fused {
     const Patch &patch;
     Layout at;
     FixedPoint fixed;
-    int64_t held_from = 0, held_to = 0; /* input rows in at.input */
+    int64_t held_to = 0; /* input rows whose residual is known */
     int64_t phi_sum = 0;
     F residual_min, residual_max;
-    F pixel_guard, distance_guard; /* running sums, only because NaN and Inf stay in them */
+    F pixel_guard;
     I local_max;
 
-    /* ---------------------------------------------------------------------------------- take rows */
-
-    /* Means of s and d over a grid of at most 16 x 16 pixels: any value near the patch's level will do. */
     void find_centers() const {
-        const int64_t step_y = (job.h + 15) / 16, step_x = (job.w + 15) / 16;
+        const int64_t step_y = (job.h + 7) / 8, step_x = (job.w + 7) / 8;
         for (int64_t c = 0; c < job.c; c++) {
             double s = 0, d = 0, count = 0;
             for (int64_t y = 0; y < job.h; y += step_y) {
@@ -115,10 +117,6 @@ template <class V> class Fused {
     /* Where block b of the input begins. The last one overlaps the one before, so that nothing is read or
      * written past a row of the caller's. Needs w >= kL. */
     int64_t block_x(int64_t b) const { return (b + 1) * kL <= job.w ? b * kL : job.w - kL; }
-
-    float *input_of(int64_t c, int64_t block, int map, int64_t row) const {
-        return at.input + (((c * at.blocks + block) * 2 + map) * kHeld + row) * kL;
-    }
 
     /* kL pixels of a row: in place, or one by one into `gathered`. */
     static GRD_INLINE F load_pixels(const char *from, int64_t stride_x, float *gathered) {
@@ -140,111 +138,91 @@ template <class V> class Fused {
                (!patch.heatmap || patch.heatmap_stride_x == dense);
     }
 
-    /* Rows [held_to, held_to + count) of a block: s and d go to `input`, the mean of |d| over channels to the
-     * heatmap and into its range. Past the patch the last row repeats: what comes of it is thrown away, it
-     * only has to be defined. kPlain: is_plain(), known at compile time. */
-    template <bool kPlain> GRD_INLINE void take_block(int64_t c, int64_t b, int64_t count) {
-        const int64_t dense = sizeof(float), x = block_x(b), row = held_to - held_from;
+    /* Rows [y, y + rows) of blocks [first, end). */
+    template <bool kPlain> GRD_INLINE void take_blocks(int64_t c, int64_t first, int64_t end, int64_t y, int64_t rows) {
+        const int64_t dense = sizeof(float);
         const Image &view = patch.x, &view_hat = patch.x_hat;
         const bool first_channel = kPlain || c == 0, last_channel = kPlain || c + 1 == job.c;
         const int64_t p_step = kPlain ? dense : view.stride_x, q_step = kPlain ? dense : view_hat.stride_x;
         const int64_t heat_step = kPlain || !patch.heatmap ? dense : patch.heatmap_stride_x;
-        const int64_t p_row = view.stride_y, q_row = view_hat.stride_y;
-        const char *p = pixel_at(view, c, held_to, x), *q = pixel_at(view_hat, c, held_to, x);
         float gathered[kL];
-        char *heat = reinterpret_cast<char *>(gathered); /* where a heatmap that is not wanted goes */
-        int64_t heat_row = 0;
-        if (patch.heatmap) {
-            heat_row = patch.heatmap_stride_y;
-            heat = patch.heatmap + held_to * heat_row + x * patch.heatmap_stride_x;
-        }
         const F center_s = V::set(at.centers[2 * c]), center_d = V::set(at.centers[2 * c + 1]);
-        const F share = V::set(1.0f / static_cast<float>(job.c));
-        float *s_out = input_of(c, b, 0, row), *d_out = input_of(c, b, 1, row);
-        float *so_far = at.residual + (kPlain ? 0 : b * kRows * kL);
-        F least = residual_min, largest = residual_max, guard = pixel_guard;
-        const F scale = V::set(kGuardScale);
-        const int64_t inside = held_to + count < job.h ? count : job.h - held_to;
-        _Pragma("GCC unroll 4") for (int64_t i = 0; i < count; i++, s_out += kL, d_out += kL) {
-            const F value = load_pixels(p, p_step, gathered), value_hat = load_pixels(q, q_step, gathered);
-            const F s = V::add(value, value_hat), d = V::sub(value, value_hat);
-            V::store(s_out, V::sub(s, center_s));
-            V::store(d_out, V::sub(d, center_d));
-            guard = V::fma(s, scale, guard);
-            F r = V::abs(d);
-            if (!kPlain && job.c > 1) {
-                if (!first_channel) r = V::add(r, V::load(so_far));
-                V::store(so_far, r);
-                so_far += kL;
-                r = V::mul(r, share);
+        const F share = V::set(1.0f / static_cast<float>(job.c)), scale = V::set(kGuardScale);
+        F least = residual_min, largest = residual_max, guard = V::set(0);
+        const int64_t old = held_to - y, inside = y + rows < job.h ? rows : job.h - y;
+        const int64_t last_x = job.w - kL; /* of the last block: see block_x */
+        for (int64_t i = 0; i < inside; i++) {
+            const char *p = pixel_at(view, c, y + i, 0), *q = pixel_at(view_hat, c, y + i, 0);
+            F *out = reinterpret_cast<F *>(at.taken) + i;
+            const auto take = [&](int64_t x, F *s, F *d) {
+                const F value = load_pixels(p + x * p_step, p_step, gathered);
+                const F value_hat = load_pixels(q + x * q_step, q_step, gathered);
+                *s = V::add(value, value_hat), *d = V::sub(value, value_hat);
+                out[0] = V::sub(*s, center_s);
+                out[kTall] = V::sub(*d, center_d);
+                out += 2 * kTall;
+            };
+            F s, d;
+            if (i < old) {
+                for (int64_t b = first; b < end; b++) take(b * kL < last_x ? b * kL : last_x, &s, &d);
+                continue;
             }
-            if (last_channel) {
-                least = V::min(least, r);
-                largest = V::max(largest, r);
-                store_pixels(heat, heat_step, r);
+            char *heat = patch.heatmap ? patch.heatmap + (y + i) * patch.heatmap_stride_y : nullptr;
+            F row_guard = V::set(0);
+            for (int64_t b = first; b < end; b++) {
+                const int64_t x = b * kL < last_x ? b * kL : last_x;
+                take(x, &s, &d);
+                row_guard = V::add(row_guard, s);
+                F r = V::abs(d);
+                if (!kPlain && job.c > 1) {
+                    float *so_far = at.residual + ((i - old) * at.blocks + b) * kL;
+                    if (!first_channel) r = V::add(r, V::load(so_far));
+                    V::store(so_far, r);
+                    r = V::mul(r, share);
+                }
+                if (last_channel) {
+                    least = V::min(least, r);
+                    largest = V::max(largest, r);
+                    if (heat) store_pixels(heat + x * heat_step, heat_step, r);
+                }
             }
-            if (i + 1 < inside) p += p_row, q += q_row, heat += heat_row;
+            guard = V::fma(row_guard, scale, guard);
         }
-        residual_min = least, residual_max = largest, pixel_guard = guard;
-    }
-
-    /* Makes room for rows [first, first + kRows); returns how many of them are to be taken. */
-    int64_t hold_rows(int64_t first) {
-        if (first + kRows > held_from + kHeld) {
-            const int64_t kept = held_to - first, up = (first - held_from) * kL;
-            for (int64_t i = 0; i < job.c * at.blocks * 2; i++) {
-                float *rows = at.input + i * kHeld * kL;
-                for (int64_t k = 0; k < kept * kL; k += kL) V::store(rows + k, V::load(rows + up + k));
-            }
-            held_from = first;
+        for (int64_t b = first; b < end; b++) {
+            F *out = reinterpret_cast<F *>(at.taken) + (b - first) * 2 * kTall;
+            for (int64_t i = inside; i < rows; i++)
+                out[i] = out[inside - 1], out[kTall + i] = out[kTall + inside - 1];
         }
-        return first + kRows - held_to;
+        residual_min = least, residual_max = largest;
+        pixel_guard = V::fma(guard, V::set(8.6736173798840354720596224069595e-19f), pixel_guard);
     }
 
-    /* -------------------------------------------------------------------------- columns and rows */
-
-    /* Columns [x, x + kL) of the distance map, halved, from kRows columns of the window. */
-    GRD_INLINE void distances(const F *in, int64_t x, F center_s, F center_d, F *out) {
-        F s[kBatch], d[kBatch], v_s[kBatch], v_d[kBatch];
-        B::blur_row(in, s, v_s);
-        forget();
-        B::blur_row(in + kMaps * kSpan, d, v_d);
-        forget();
-        F guard = distance_guard;
-        GRD_UNROLL for (int i = 0; i < kBatch; i++)
-            out[i] = B::half_distance(s[i], d[i], v_s[i], v_d[i], center_s, center_d, &guard);
-        distance_guard = guard;
-        for (int64_t i = job.map_w - x; i < kBatch; i++) out[i] = V::set(0); /* past the map */
-    }
-
-    /* What sum_block needs of a batch besides the distances. */
+    /* What summing needs of a group besides the distances. */
     struct Sums {
-        int64_t first, last;     /* rows of the batch to be summed; others were, or lie past the map */
-        int32_t *ring[kBatch];   /* their rows in at.ring */
+        int64_t rows;            /* rows of the group that lie in the map */
+        int32_t *ring[kL];       /* their rows in at.ring */
+        I *history;
         I along_x;               /* sum of the last `local` columns */
-        typename V::Wide phi;    /* per row of the batch */
+        typename V::Wide phi;    /* per row of the group */
     };
 
-    /* Takes columns [x, x + kL) of the finished map into the sums. Windows that begin before the map, or hang
-     * over its end, hold zeros there. No distance is negative: they never exceed the nearest whole window and
-     * need no special case. */
     GRD_INLINE void sum_block(const F *halves, int64_t x, F unit, Sums *sums) {
-        I value[kBatch], total = V::iset(0);
-        GRD_UNROLL for (int i = 0; i < kBatch; i++) {
-            value[i] = V::round(V::max(V::set(0), V::mul(halves[i], unit)));
+        I value[kL], total = V::iset(0);
+        GRD_UNROLL for (int i = 0; i < kL; i++) {
+            value[i] = V::round(V::mul(halves[i], unit));
             total = V::iadd(total, value[i]);
         }
         V::add_wide(&sums->phi, total);
         if (!job.want_local) return;
 
-        I *history = reinterpret_cast<I *>(at.history) + job.local + x;
+        I *history = sums->history + job.local + x;
         const I *gone = history - job.local;
-        const I half = V::iset(fixed.sum_shift ? 1 << (fixed.sum_shift - 1) : 0);
-        I along_x = sums->along_x, cut[kBatch], row[kBatch];
-        GRD_UNROLL for (int i = 0; i < kBatch; i++) {
+        const I shift = V::iset(fixed.sum_shift);
+        I along_x = sums->along_x, cut[kL], row[kL];
+        GRD_UNROLL for (int i = 0; i < kL; i++) {
             history[i] = value[i];
             along_x = V::iadd(along_x, V::isub(value[i], gone[i]));
-            cut[i] = V::ishift(V::iadd(along_x, half), fixed.sum_shift);
+            cut[i] = V::ishift(along_x, shift);
         }
         sums->along_x = along_x;
         V::itranspose(cut, row);
@@ -255,88 +233,124 @@ template <class V> class Fused {
             V::istore(sums->ring[r] + x, row[r]);
             largest = V::imax(largest, column);
         };
-        if (sums->last - sums->first == kBatch) {
-            GRD_UNROLL for (int r = 0; r < kBatch; r++) take(r);
+        if (sums->rows == kL) {
+            GRD_UNROLL for (int r = 0; r < kL; r++) take(r);
         } else {
-            for (int64_t r = sums->first; r < sums->last; r++) take(r);
+            for (int64_t r = 0; r < sums->rows; r++) take(r);
         }
         V::istore(at.columns + x, column);
         local_max = largest;
     }
 
-    /* The batch's rows of the map for one channel; after the last channel also the sums. Columns pass through
-     * a window of kSpan vectors a map that stays in the first-level cache: the columns before the chunk that
-     * its outputs need, then the chunk. Outputs lag behind by kKeep columns. */
-    template <bool kPlain> void distance_rows(int64_t row, int64_t fresh_rows, int64_t c, F unit, Sums *sums) {
+    /* Columns [x, x + n) of the map for one group */
+    GRD_INLINE void distance_columns(const F *in, int64_t x, int64_t n, int64_t c, F unit, float *group_distance, Sums *sums) {
+        constexpr int64_t kLine = kChunk + kKeep;
+        F *delta = reinterpret_cast<F *>(at.line), *mean = delta + kLine, *var = mean + kLine;
+        F *mean_d = var + kLine, *var_d = mean_d + kLine;
+        B::deltas(in + kMean * kSpan, n, delta);
+        B::moments_of_moments(in + kMean * kSpan, in + kVar * kSpan, delta, n, mean, var);
+        B::deltas(in + kMeanD * kSpan, n, delta);
+        B::moments_of_moments(in + kMeanD * kSpan, in + kVarD * kSpan, delta, n, mean_d, var_d);
         const F center_s = V::set(at.centers[2 * c]), center_d = V::set(at.centers[2 * c + 1]);
         const bool last_channel = c + 1 == job.c;
-        F *window = reinterpret_cast<F *>(at.window), *chunk_in = window + kKeep;
-        F *so_far = reinterpret_cast<F *>(at.distance);
+        F *so_far = reinterpret_cast<F *>(group_distance);
+        for (int64_t i = 0; i < n; i += kL) {
+            F out[kL];
+            GRD_UNROLL for (int k = 0; k < kL; k++)
+                out[k] = B::half_distance(mean[i + k], mean_d[i + k], var[i + k], var_d[i + k], center_s, center_d);
+            for (int64_t k = job.map_w - x - i; k < kL; k++) out[k] = V::set(0); /* past the map */
+            if (c > 0)
+                for (int k = 0; k < kL; k++) out[k] = V::add(out[k], so_far[x + i + k]);
+            if (last_channel) sum_block(out, x + i, unit, sums);
+            else
+                for (int k = 0; k < kL; k++) so_far[x + i + k] = out[k];
+        }
+    }
+
+    template <bool kPlain> void distance_rows(int64_t y, int64_t groups, int64_t c, F unit, Sums *sums) {
+        F *window = reinterpret_cast<F *>(at.window);
+        F *delta = reinterpret_cast<F *>(at.column), *mean = delta + kRows, *var = mean + kRows;
+        const int64_t rows = groups * kL;
         for (int64_t chunk = 0; chunk < job.w; chunk += kChunk) {
             const int64_t end = chunk + kChunk < job.w ? chunk + kChunk : job.w;
-            for (int64_t b = chunk / kL; b * kL < end; b++) {
-                take_block<kPlain>(c, b, fresh_rows);
-                F *out = chunk_in + block_x(b) - chunk;
-                B::take_column(reinterpret_cast<const F *>(input_of(c, b, 0, row)), out);
-                B::take_column(reinterpret_cast<const F *>(input_of(c, b, 1, row)), out + kMaps * kSpan);
+            const int64_t first_block = chunk / kL, end_block = (end + kL - 1) / kL;
+            take_blocks<kPlain>(c, first_block, end_block, y, rows + kTaps - 1);
+            for (int64_t b = first_block; b < end_block; b++) {
+                const F *s = reinterpret_cast<const F *>(at.taken) + (b - first_block) * 2 * kTall, *d = s + kTall;
+                F *out = window + kKeep + block_x(b) - chunk;
+                const auto transpose = [&](int map) {
+                    for (int64_t g = 0; g < groups; g++) {
+                        V::transpose(mean + g * kL, out + (g * kMaps + map) * kSpan);
+                        V::transpose(var + g * kL, out + (g * kMaps + map + 1) * kSpan);
+                    }
+                };
+                B::deltas(s, rows, delta);
+                B::moments(s, delta, rows, V::set(static_cast<float>(2 * kC2)), mean, var);
+                transpose(kMean);
+                B::deltas(d, rows, delta);
+                B::moments(d, delta, rows, V::set(0), mean, var);
+                transpose(kMeanD);
             }
+            const int64_t first = chunk ? chunk - kKeep : 0;
             const int64_t stop = end == job.w ? job.map_w : end - kKeep;
-            for (int64_t x = chunk ? chunk - kKeep : 0; x < stop; x += kL) {
-                F out[kBatch];
-                distances(chunk_in + x - chunk, x, center_s, center_d, out);
-                if (c > 0)
-                    for (int i = 0; i < kBatch; i++) out[i] = V::add(out[i], so_far[x + i]);
-                if (last_channel) sum_block(out, x, unit, sums);
-                else
-                    for (int i = 0; i < kBatch; i++) so_far[x + i] = out[i];
-            }
-            for (int m = 0; m < 2 * kMaps; m++)
+            if (stop > first)
+                for (int64_t g = 0; g < groups; g++)
+                    distance_columns(window + g * kMaps * kSpan + kKeep + first - chunk, first,
+                                     (stop - first + kL - 1) / kL * kL, c, unit,
+                                     at.distance + g * at.blocks * kL * kL, sums + g);
+            for (int m = 0; m < groups * kMaps; m++)
                 for (int i = 0; i < kKeep; i++) window[m * kSpan + i] = window[m * kSpan + kChunk + i];
         }
     }
 
-    /* Rows [y, y + kBatch) of the map, as far as they exist. The last batch moves up to stay inside the patch;
-     * rows that the batch before has summed are computed again, and not summed. */
     template <bool kPlain> void batch(int64_t y) {
-        const int64_t first = y + kBatch <= job.map_h || job.map_h < kBatch ? y : job.map_h - kBatch;
-        const int64_t fresh_rows = hold_rows(first);
+        const int64_t left = (job.map_h - y + kL - 1) / kL, groups = left < kGroups ? left : kGroups;
         if (!job.want_phi && !job.want_local) {
             for (int64_t c = 0; c < job.c; c++)
-                for (int64_t b = 0; b < at.blocks; b++) take_block<kPlain>(c, b, fresh_rows);
-            held_to += fresh_rows;
-            return;
+                for (int64_t b = 0; b < at.blocks; b += V::kChunk)
+                    take_blocks<kPlain>(c, b, b + V::kChunk < at.blocks ? b + V::kChunk : at.blocks, y,
+                                        groups * kL + kTaps - 1);
+        } else {
+            Sums sums[kGroups];
+            for (int64_t g = 0; g < groups; g++) {
+                const int64_t first = y + g * kL;
+                sums[g].rows = job.map_h - first < kL ? job.map_h - first : kL;
+                for (int r = 0; r < kL && job.want_local; r++)
+                    sums[g].ring[r] = at.ring + (first + r) % job.local * at.blocks * kL;
+                sums[g].history = reinterpret_cast<I *>(at.history) + g * (job.local + at.blocks * kL);
+                sums[g].along_x = V::iset(fixed.sum_shift ? 1 << (fixed.sum_shift - 1) : 0);
+                memset(&sums[g].phi, 0, sizeof sums[g].phi);
+            }
+            const F unit = V::set(static_cast<float>(ldexp(2.0, fixed.scale_bits) / static_cast<double>(job.c)));
+            for (int64_t c = 0; c < job.c; c++) distance_rows<kPlain>(y, groups, c, unit, sums);
+            for (int64_t g = 0; g < groups; g++) {
+                int64_t phi[kL];
+                memcpy(phi, &sums[g].phi, sizeof phi);
+                for (int64_t r = 0; r < sums[g].rows; r++) phi_sum += phi[r];
+            }
         }
-        Sums sums;
-        sums.first = y - first;
-        sums.last = job.map_h - first < kBatch ? job.map_h - first : kBatch;
-        for (int r = 0; r < kBatch && job.want_local; r++)
-            sums.ring[r] = at.ring + (first + r) % job.local * at.blocks * kL;
-        sums.along_x = V::iset(0);
-        memset(&sums.phi, 0, sizeof sums.phi);
-        const F unit = V::set(static_cast<float>(ldexp(2.0, fixed.scale_bits) / static_cast<double>(job.c)));
-        for (int64_t c = 0; c < job.c; c++) distance_rows<kPlain>(first - held_from, fresh_rows, c, unit, &sums);
-        held_to += fresh_rows;
-        int64_t phi[kL];
-        memcpy(phi, &sums.phi, sizeof phi);
-        for (int64_t r = sums.first; r < sums.last; r++) phi_sum += phi[r];
+        held_to = y + groups * kL + kTaps - 1;
+        if (held_to > job.h) held_to = job.h;
     }
 
     Result result() const {
         const Result nan = {NAN, NAN, NAN, NAN};
-        float least[kL], largest[kL], guard[2][kL];
+        float least[kL], largest[kL], guard[kL];
         int32_t local[kL], local_sum = 0;
         V::store(least, residual_min), V::store(largest, residual_max);
-        V::store(guard[0], pixel_guard), V::store(guard[1], distance_guard);
+        V::store(guard, pixel_guard);
         V::istore(local, local_max);
         Result out = {0, 0, INFINITY, 0};
         for (int i = 0; i < kL; i++) {
-            if (!isfinite(guard[0][i]) || !isfinite(guard[1][i])) return nan;
+            if (!isfinite(guard[i])) return nan;
             if (least[i] < out.residual_min) out.residual_min = least[i];
             if (largest[i] > out.residual_max) out.residual_max = largest[i];
             if (local[i] > local_sum) local_sum = local[i];
         }
+        if (!(out.residual_max * static_cast<float>(job.c) <= kLargestDifference)) return nan;
         const double window = static_cast<double>(job.local) * static_cast<double>(job.local);
-        out.phi = static_cast<float>(ldexp(static_cast<double>(phi_sum), -fixed.scale_bits) / static_cast<double>(patch.positions));
+        const double sum = ldexp(static_cast<double>(phi_sum), -fixed.scale_bits);
+        if (phi_sum > 0) out.phi = static_cast<float>(sum / static_cast<double>(patch.positions));
         out.phi_local = static_cast<float>(ldexp(local_sum, fixed.sum_shift - fixed.scale_bits) / window);
         return out;
     }
@@ -357,21 +371,22 @@ template <class V> class Fused {
         lay_out(job, scratch, &at);
         fixed = fixed_point(job.local); /* also without phi_local: phi must not depend on what else is wanted */
         residual_min = V::set(INFINITY);
-        residual_max = pixel_guard = distance_guard = V::set(0);
+        residual_max = pixel_guard = V::set(0);
         local_max = V::iset(0);
         /* Sums start from 0, and vectors that reach past a row find defined values there. */
         const size_t pitch = static_cast<size_t>(at.blocks * kL) * sizeof(float);
-        memset(at.window, 0, sizeof(F) * 2 * kMaps * kSpan);
+        memset(at.window, 0, sizeof(F) * kGroups * kMaps * kSpan);
         memset(at.columns, 0, pitch);
         if (!job.want_local) return;
-        memset(at.history, 0, sizeof(I) * static_cast<size_t>(job.local));
+        for (int g = 0; g < kGroups; g++)
+            memset(at.history + g * (job.local + at.blocks * kL) * kL, 0, sizeof(I) * static_cast<size_t>(job.local));
         memset(at.ring, 0, pitch * static_cast<size_t>(job.local));
     }
 
     Result run() {
         find_centers();
         const bool plain = is_plain();
-        for (int64_t y = 0; y < job.map_h; y += kBatch) plain ? batch<true>(y) : batch<false>(y);
+        for (int64_t y = 0; y < job.map_h; y += kRows) plain ? batch<true>(y) : batch<false>(y);
         return result();
     }
 };

@@ -18,7 +18,7 @@ struct Neon {
         int64x2_t low, high;
     };
     static constexpr int kLanes = 4;
-    static constexpr int kChunk = 8, kSlack = 6;
+    static constexpr int kChunk = 8, kGroups = 4;
 
     static F load(const void *at) {
         F v;
@@ -69,7 +69,7 @@ struct Neon {
     static I iadd(I a, I b) { return signless(vaddq_u32(bits(a), bits(b))); }
     static I isub(I a, I b) { return signless(vsubq_u32(bits(a), bits(b))); }
     static I imax(I a, I b) { return vmaxq_s32(a, b); }
-    static I ishift(I a, int by) { return signless(vshlq_u32(bits(a), vdupq_n_s32(-by))); }
+    static I ishift(I a, I by) { return vshlq_s32(a, vnegq_s32(by)); } /* to the right */
 };
 
 bool takes(const Job &job) { return Fused<Neon>::takes(job); }
