@@ -16,7 +16,6 @@ PACKAGES = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", QEMU[0]: "qemu-use
 PROGRAM = r"""
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include "grd_edge.h"
 
 int main(int argc, char **argv) {
