@@ -280,8 +280,8 @@ class Scorer:
         variant: kernel variant by name; None: GRD_FORCE_VARIANT, else the fastest.
 
     Attributes:
-        ran: variant of the last call. It is "scalar" whatever is forced for box windows, phi_local windows above
-            256 px and patches narrower than a vector.
+        ran: variant of the last call. It is "scalar" whatever is forced for box windows and phi_local windows above
+            256 px.
     """
 
     def __init__(

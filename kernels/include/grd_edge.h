@@ -178,8 +178,8 @@ typedef struct grd_score_outputs {
  * With a mask of interest, pixels outside count for nothing: in x and x_hat they are taken as 0 whatever they hold,
  * phi is the mean over the windows that hold a pixel of interest, the residual range is that of the pixels of
  * interest, and the heatmap is 0 elsewhere. A patch without one scores NaN: nothing was seen of it.
- * Box windows, phi_local windows above 256 px, and patches narrower than a vector run in `scalar` whatever is forced;
- * outputs->variant says so. params NULL = defaults. Errors: 10..17, GRD_ERR_MEMORY. */
+ * Box windows and phi_local windows above 256 px run in `scalar` whatever is forced; outputs->variant says so.
+ * params NULL = defaults. Errors: 10..17, GRD_ERR_MEMORY. */
 GRD_API grd_status grd_score_patches(const grd_score_params *params, const grd_view *x, const grd_view *x_hat,
                                      const grd_score_outputs *outputs);
 

@@ -140,7 +140,6 @@ grd_status check_roi(const grd_view &roi, Call *call) {
     const int64_t *x = call->x->extent;
     const int64_t one[4] = {1, 1, x[2], x[3]}, each[4] = {x[0], 1, x[2], x[3]};
     if (!same_extents(roi.extent, one) && !same_extents(roi.extent, each)) return GRD_ERR_SHAPE;
-    call->job.masked = true;
     const grd_status strides = strides_of(roi, false, call->roi_stride);
     if (roi.extent[0] == 1) call->roi_stride[0] = 0;
     return strides;

@@ -42,7 +42,6 @@ struct Job {
     bool want_residual;   /* residual_min, residual_max or the heatmap */
     int32_t x_dtype, x_hat_dtype, heatmap_dtype; /* GRD_UINT8, GRD_FLOAT16, GRD_FLOAT32 */
     float heatmap_scale;                         /* of a UINT8 heatmap */
-    bool masked;                                 /* patches come with a mask of interest */
 };
 
 /* One patch: where its pixels lie. Strides in bytes, any sign; pointers need no alignment. */
@@ -142,6 +141,38 @@ static inline const char *pixel_at(const Image &image, int64_t c, int64_t y, int
 static inline bool of_interest(const Mask &roi, int64_t y, int64_t x) {
     return !roi.data || roi.data[y * roi.stride_y + x * roi.stride_x] != 0;
 }
+
+/* Means of s and d over a grid of at most 8 x 8 pixels, for each channel: any value near the patch's level will do. */
+static inline void find_centers(const Job &job, const Patch &patch, float *centers) {
+    const int64_t step_y = (job.h + 7) / 8, step_x = (job.w + 7) / 8;
+    for (int64_t c = 0; c < job.c; c++) {
+        double s = 0, d = 0, count = 0;
+        for (int64_t y = 0; y < job.h; y += step_y) {
+            for (int64_t x = 0; x < job.w; x += step_x) {
+                count++;
+                if (!of_interest(patch.roi, y, x)) continue;
+                const double p = load_pixel(pixel_at(patch.x, c, y, x), job.x_dtype);
+                const double q = load_pixel(pixel_at(patch.x_hat, c, y, x), job.x_hat_dtype);
+                s += p + q;
+                d += p - q;
+            }
+        }
+        centers[2 * c] = static_cast<float>(s / count);
+        centers[2 * c + 1] = static_cast<float>(d / count);
+    }
+}
+
+/* One channel, every row dense FLOAT32, no mask: the common patch, whose loops have no choices in them. */
+static inline bool is_plain(const Job &job, const Patch &patch) {
+    const int64_t dense = sizeof(float);
+    const bool floats = job.x_dtype == GRD_FLOAT32 && job.x_hat_dtype == GRD_FLOAT32 &&
+                        (!patch.heatmap || job.heatmap_dtype == GRD_FLOAT32);
+    return floats && !patch.roi.data && job.c == 1 && patch.x.stride_x == dense && patch.x_hat.stride_x == dense &&
+           (!patch.heatmap || patch.heatmap_stride_x == dense);
+}
+
+/* x / 255 = x high + x low, the sum rounded once: equal to the rounded quotient for every byte. */
+constexpr float kByteHigh = 1.0f / 255.0f, kByteLow = static_cast<float>(1.0 / 255.0 - 1.0f / 255.0f);
 
 } // namespace grd::score
 #endif

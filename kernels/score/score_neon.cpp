@@ -39,6 +39,36 @@ struct Neon {
     static F max(F a, F b) { return vmaxq_f32(a, b); }
     static I round(F a) { return vcvtnq_s32_f32(a); } /* ties to even; beyond int32 the nearest, NaN 0 */
 
+    static uint32x4_t bytes(const void *at) {
+        uint32_t four;
+        memcpy(&four, at, sizeof four);
+        const uint8x8_t v = vreinterpret_u8_u32(vdup_n_u32(four));
+        return vmovl_u16(vget_low_u16(vmovl_u8(v)));
+    }
+    static F load_bytes(const void *at) { /* value / 255 */
+        const F v = vcvtq_f32_u32(bytes(at));
+        return fma(v, set(kByteHigh), mul(v, set(kByteLow)));
+    }
+    static F load_halves(const void *at) {
+        uint16x4_t v;
+        memcpy(&v, at, sizeof v);
+        return vcvt_f32_f16(vreinterpret_f16_u16(v));
+    }
+    static F load_mask(const void *at) { return vreinterpretq_f32_u32(vcgtq_u32(bytes(at), vdupq_n_u32(0))); }
+    static F keep(F mask, F a) {
+        return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(mask), vreinterpretq_u32_f32(a)));
+    }
+    static F pick(F mask, F a, F b) { return vbslq_f32(vreinterpretq_u32_f32(mask), a, b); } /* a where it is set */
+    static void store_halves(void *at, F v) {
+        const uint16x4_t halves = vreinterpret_u16_f16(vcvt_f16_f32(v));
+        memcpy(at, &halves, sizeof halves);
+    }
+    static void store_bytes(void *at, F v) { /* at most 255, also of NaN */
+        const uint16x4_t words = vmovn_u32(vcvtnq_u32_f32(vminnmq_f32(v, set(255))));
+        const uint32_t four = vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(words, words))), 0);
+        memcpy(at, &four, sizeof four);
+    }
+
     /* The 4x4 transpose of in[0..3]. */
     static GRD_INLINE void transpose(const F *in, F *out) {
         const float64x2_t a = vreinterpretq_f64_f32(vtrn1q_f32(in[0], in[1]));
