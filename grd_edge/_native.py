@@ -22,13 +22,16 @@ WINDOWS = {"gaussian": 0, "box": 1}
 PADDINGS = {"error": 0, "reflect": 1}
 
 
+_Four = c_int64 * 4
+
+
 class View(Structure):
     _fields_ = (
         ("data", c_void_p),
         ("dtype", c_int32),
         ("space", c_int32),
-        ("extent", c_int64 * 4),
-        ("stride_bytes", c_int64 * 4),
+        ("extent", _Four),
+        ("stride_bytes", _Four),
     )
 
 
@@ -240,7 +243,7 @@ def view(array: np.ndarray) -> View:
         raise InputError(f"an array of {array.dtype} with {array.ndim} axes was given; expected 4 axes of {kinds}")
     if array.size > 1 and not any(array.strides):  # a view says "dense" by that
         raise InputError("an array that repeats one value in every axis was given; pass a copy of it")
-    return View(array.ctypes.data, dtype, 0, (c_int64 * 4)(*array.shape), (c_int64 * 4)(*array.strides))
+    return View(array.__array_interface__["data"][0], dtype, 0, _Four(*array.shape), _Four(*array.strides))
 
 
 def frame_view(frame: np.ndarray) -> View:
