@@ -29,13 +29,13 @@ def test_the_timer_alternates_checks_first_and_counts():
         interleaved(contenders, rounds=2)
 
 
-def test_the_scoring_kernel_beats_pytorch_and_opencv():
+@pytest.mark.parametrize("variant", [n for n, supported in kernel_variants().items() if supported and n != "scalar"])
+def test_the_scoring_kernel_beats_pytorch_and_opencv(variant):
+    """Measured on machine B of docs/results.md: avx2 38 and 4.6, avx512 47 and 5.3; other CPUs have other ratios."""
     pytest.importorskip("cv2")
-    if not any(supported for name, supported in kernel_variants().items() if name != "scalar"):
-        pytest.skip("this CPU has no vector variant; the scalar one is the definition and is not raced")
-    race = race_scores(rounds=60)
-    assert race["torch_separable_min_ms"] >= 15 * race["native_min_ms"], race
-    assert race["opencv_min_ms"] > race["native_min_ms"], race
+    race = race_scores(rounds=60, variant=variant)
+    assert race["torch_separable_min_ms"] >= 25 * race["native_min_ms"], race
+    assert race["opencv_min_ms"] >= 3 * race["native_min_ms"], race
     assert race["torch_reference_min_ms"] > race["native_min_ms"], race
 
 
