@@ -102,6 +102,7 @@ def test_masks_of_interest():
     assert_same(score(x, y, roi[:1]), score(x, y, roi[:1].expand(3, 1, 33, 40)))
     ones = torch.ones(3, 1, 33, 40, dtype=torch.bool)
     assert_same(score(x, y, ones[:1, :, :1, :1].expand(ones.shape)), score(x, y, ones))
+    assert_same(score(x, y, ones), score(x, y))
 
 
 def test_outputs_are_the_callers_own():
