@@ -93,7 +93,7 @@ def race_scores(
     import torch
     from grd_edge.bench.timer import figures, interleaved
 
-    from grd_edge.runtime import Scorer
+    from grd_edge.kernels import Scorer
     from grd_edge.score import score_patches_torch
     from grd_edge.torch_ops import score_patches
 

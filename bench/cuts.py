@@ -9,8 +9,8 @@ import numpy as np
 from grd_edge.bench.timer import figures, interleaved
 
 from grd_edge.errors import CheckFailedError
+from grd_edge.kernels import Cutter
 from grd_edge.patches import PatchGrid, prepare_frame
-from grd_edge.runtime import Cutter
 
 
 def race_cuts(
