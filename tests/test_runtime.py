@@ -90,7 +90,8 @@ def test_missing_engines_and_backends_are_named(tiny_bundle, tmp_path, monkeypat
 
 def test_the_runtime_leaves_the_training_stack_unloaded():
     heavy = ("torch", "onnx", "cv2", "openvino", "pydantic")
-    code = "import sys, grd_edge.runtime, grd_edge.kernels, grd_edge.bundle, grd_edge.decide, grd_edge.patches, grd_edge._native\n"
+    line = ("runtime", "kernels", "bundle", "decide", "patches", "_native")
+    code = f"import sys, {', '.join('grd_edge.' + name for name in line)}\n"
     code += f"print(sorted(set({heavy}) & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
