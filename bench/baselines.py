@@ -91,9 +91,9 @@ def race_scores(
     """
     import cv2
     import torch
-    from grd_edge.bench.timer import interleaved
+    from grd_edge.bench.timer import figures, interleaved
 
-    from grd_edge.runtime import Scorer
+    from grd_edge.kernels import Scorer
     from grd_edge.score import score_patches_torch
     from grd_edge.torch_ops import score_patches
 
@@ -127,8 +127,4 @@ def race_scores(
     finally:
         torch.set_num_threads(torch_threads)
         cv2.setNumThreads(cv_threads)
-    return {
-        f"{name}_{statistic}": getattr(timing, statistic)
-        for name, timing in timings.items()
-        for statistic in ("min_ms", "p50_ms")
-    }
+    return figures(timings)

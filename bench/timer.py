@@ -82,3 +82,12 @@ def interleaved(
 def speedup(baseline: Timing, contender: Timing, statistic: str = "p50_ms") -> float:
     """How many times faster the contender is than the baseline."""
     return getattr(baseline, statistic) / getattr(contender, statistic)
+
+
+def figures(timings: dict[str, Timing]) -> dict[str, float]:
+    """`<name>_min_ms` and `<name>_p50_ms` of every contender."""
+    return {
+        f"{name}_{statistic}": getattr(timing, statistic)
+        for name, timing in timings.items()
+        for statistic in ("min_ms", "p50_ms")
+    }

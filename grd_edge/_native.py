@@ -17,9 +17,12 @@ import numpy as np
 from grd_edge.errors import BundleError, EngineError, GrdError, InputError
 
 LIBRARY = "libgrd_edge.so"
-DTYPES = {np.dtype(np.uint8): 1, np.dtype(np.uint16): 2, np.dtype(np.float16): 3, np.dtype(np.float32): 4}
+DTYPES = {np.dtype(t): i for i, t in enumerate((np.uint8, np.uint16, np.float16, np.float32, np.int8), start=1)}
 WINDOWS = {"gaussian": 0, "box": 1}
 PADDINGS = {"error": 0, "reflect": 1}
+
+
+_Four = c_int64 * 4
 
 
 class View(Structure):
@@ -27,8 +30,8 @@ class View(Structure):
         ("data", c_void_p),
         ("dtype", c_int32),
         ("space", c_int32),
-        ("extent", c_int64 * 4),
-        ("stride_bytes", c_int64 * 4),
+        ("extent", _Four),
+        ("stride_bytes", _Four),
     )
 
 
@@ -76,6 +79,17 @@ class CutParams(_Sized):
         ("stride_x", c_int32),
         ("channels", c_int32),
         ("padding", c_int32),
+    )
+
+
+class CutOptions(_Sized):
+    _fields_ = (
+        ("struct_size", c_uint32),
+        ("input_scale", c_float),
+        ("variant", c_char_p),
+        ("ran", POINTER(c_char_p)),
+        ("workspace", c_void_p),
+        ("workspace_bytes", c_size_t),
     )
 
 
@@ -166,7 +180,12 @@ _PROTOTYPES = {
     "grd_pool_open": (c_int32, (c_int32, POINTER(c_void_p))),
     "grd_pool_close": (None, (c_void_p,)),
     "grd_cut_grid": (c_int32, (POINTER(CutParams), c_int64, c_int64, POINTER(Grid))),
-    "grd_cut_frame": (c_int32, (POINTER(CutParams), POINTER(View), POINTER(View), c_void_p, c_size_t)),
+    "grd_cut_frame": (c_int32, (POINTER(CutParams), POINTER(View), POINTER(View), POINTER(CutOptions))),
+    "grd_stitch_frame": (
+        c_int32,
+        (POINTER(CutParams), c_int64, c_int64, POINTER(View), POINTER(View), POINTER(CutOptions)),
+    ),
+    "grd_cut_workspace_bytes": (c_size_t, (POINTER(CutParams), c_int64, c_int64)),
     "grd_bundle_open": (c_int32, (c_char_p, POINTER(c_void_p))),
     "grd_bundle_close": (None, (c_void_p,)),
     "grd_bundle_message": (c_char_p, (c_void_p,)),
@@ -224,7 +243,7 @@ def view(array: np.ndarray) -> View:
         raise InputError(f"an array of {array.dtype} with {array.ndim} axes was given; expected 4 axes of {kinds}")
     if array.size > 1 and not any(array.strides):  # a view says "dense" by that
         raise InputError("an array that repeats one value in every axis was given; pass a copy of it")
-    return View(array.ctypes.data, dtype, 0, (c_int64 * 4)(*array.shape), (c_int64 * 4)(*array.strides))
+    return View(array.__array_interface__["data"][0], dtype, 0, _Four(*array.shape), _Four(*array.strides))
 
 
 def frame_view(frame: np.ndarray) -> View:

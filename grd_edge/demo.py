@@ -24,10 +24,11 @@ from grd_edge.data.images import read_image
 from grd_edge.engine.torch import TorchInspector
 from grd_edge.evaluate import gain_from_scored, metrics_from_scored, parity_from_scored, scored_from_samples
 from grd_edge.files import write_atomically
+from grd_edge.kernels import active_variant
 from grd_edge.metrics import auroc
 from grd_edge.products import ProductRule
 from grd_edge.report.contact_sheet import Panel, write_contact_sheet
-from grd_edge.runtime import Inspector, active_variant
+from grd_edge.runtime import Inspector
 from grd_edge.train import Progress, checkpoint_from_dataset, untrained_checkpoint
 
 # Solar cells come aligned, with busbars in a few places: turning or mirroring them only multiplies the layouts that

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from grd_edge import runtime
+from grd_edge import kernels
 from grd_edge.errors import InputError
 from grd_edge.score import LOCAL_WINDOW_PX, check_patches, checked_local_window
 
@@ -46,7 +46,7 @@ def score_patches(
 
     Returns:
         phi and phi_local (N,), heatmap (N, 1, H, W), residual_min and residual_max (N,): those of
-        `runtime.score_patches`, bit for bit, float32. They do not depend on the number of threads.
+        `kernels.score_patches`, bit for bit, float32. They do not depend on the number of threads.
 
     Raises:
         InputError: a device, dtype, shape or option that cannot be used; a tensor that needs a gradient.
@@ -60,7 +60,7 @@ def score_patches(
     options = {"window": window, "local_window_px": local_window_px, "heatmap": heatmap, "variant": variant}
     arrays = [None if tensor is None else _array(tensor) for tensor in (x, x_hat, roi)]
     with _pool(torch.get_num_threads() if len(x) > 1 else 1) as pool:
-        found = runtime.score_patches(*arrays, pool=pool, **options)
+        found = kernels.score_patches(*arrays, pool=pool, **options)
     maps = torch.from_numpy(found.heatmap).unsqueeze(1) if heatmap else _empty(x, heatmap)[2]
     values = (found.phi, found.phi_local, found.residual_min, found.residual_max)
     phi, phi_local, low, high = map(torch.from_numpy, values)
@@ -117,7 +117,7 @@ def _check(x: Tensor, x_hat: Tensor, roi: Tensor | None, window: str, local_wind
 # --------------------------------------------------------------- threads
 
 _lock = threading.Lock()
-_kept: runtime.Pool | None = None
+_kept: kernels.Pool | None = None
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def _pool(threads: int):
             if _kept is not None:
                 _kept.close()
             _kept = None  # also when the next line fails
-            _kept = runtime.Pool(threads)
+            _kept = kernels.Pool(threads)
         yield _kept
     finally:
         _lock.release()

@@ -28,8 +28,12 @@ struct Entry {
     bool (*supported)();
 };
 
-#define GRD_VARIANT(name, supported_expression) \
-    bool supported_##name() { return static_cast<bool>(supported_expression); }
+/* Asked once: in a virtual machine the CPU's answer takes microseconds. */
+#define GRD_VARIANT(name, supported_expression)                                \
+    bool supported_##name() {                                                  \
+        static const bool supported = static_cast<bool>(supported_expression); \
+        return supported;                                                      \
+    }
 #include "variants.inc"
 #undef GRD_VARIANT
 

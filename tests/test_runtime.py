@@ -6,131 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from grd_edge import runtime
 from grd_edge.engine.torch import TorchInspector
 from grd_edge.errors import BundleError, EngineError, InputError
-from grd_edge.patches import PatchGrid, prepare_frame
 from grd_edge.runtime import Inspector
-from grd_edge.score import score_patches_f64
-
-AWKWARD = [11, 12, 15, 16, 17, 31, 33, 63, 65]
-VARIANTS = [name for name, supported in runtime.kernel_variants().items() if supported]
-
-
-def families(h, w, c=1, seed=0):
-    """Pairs of patches (1, c, h, w) of the kinds that docs/method.md, section 5, names."""
-    rng = np.random.default_rng(seed)
-    ramp = np.broadcast_to(np.linspace(0, 1, w, dtype=np.float32), (1, c, h, w))
-    noise = rng.random((1, c, h, w), np.float32)
-    flat = np.full((1, c, h, w), 0.9, np.float32)
-    hot = np.zeros((1, c, h, w), np.float32)
-    hot[..., h // 2, w // 2] = 1
-    near = np.clip(noise + rng.normal(0, 0.02, noise.shape), 0, 1).astype(np.float32)
-    return {
-        "random": (noise, rng.random((1, c, h, w), np.float32)),
-        "close": (noise, near),
-        "flat": (flat, flat.astype(np.float16).astype(np.float32)),
-        "flat apart": (flat, np.full_like(flat, 0.1)),
-        "saturated": ((noise > 0.5).astype(np.float32), np.round(near)),
-        "black and white": (np.zeros_like(flat), np.ones_like(flat)),
-        "gradient": (ramp, ramp[..., ::-1].copy()),
-        "one-hot": (hot, np.zeros_like(hot)),
-    }
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("c", [1, 3])
-def test_scores_agree_with_float64(variant, c):
-    for h, w in [*((side, side) for side in AWKWARD), (11, 40), (100, 13), (128, 128)]:
-        for name, (x, y) in families(h, w, c).items():
-            found = runtime.score_patches(x, y, variant=variant)
-            exact = score_patches_f64(x, y)
-            where = (variant, name, h, w)
-            assert abs(found.phi[0] - exact.phi[0]) <= 1e-6, where
-            assert abs(found.phi_local[0] - exact.phi_local[0]) <= 1e-6, where
-            assert np.abs(found.heatmap - exact.heatmap.reshape(found.heatmap.shape)).max() <= 1e-6, where
-            assert runtime.score_patches(x, x, variant=variant).phi[0] == 0, where
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_bad_pixel_spoils_its_own_patch_only(variant, bad):
-    x = np.random.default_rng(0).random((3, 1, 33, 40), np.float32)
-    for place in ((0, 0), (16, 20), (32, 39)):
-        for index in (0, 1):
-            pair = [x.copy(), x[:, :, ::-1].copy()]
-            clean = runtime.score_patches(*pair, variant=variant)
-            pair[index][1, 0, place[0], place[1]] = bad
-            found = runtime.score_patches(*pair, variant=variant)
-            assert np.isnan(found.phi[1]) and np.isnan(found.phi_local[1])
-            for other in (0, 2):
-                assert found.phi[other] == clean.phi[other]
-                assert found.phi_local[other] == clean.phi_local[other]
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_strides_do_not_matter(variant):
-    rng = np.random.default_rng(1)
-    wide = rng.random((2, 3, 40, 90), np.float32)
-    x, y = wide[..., 3:40], wide[..., 41:78]
-    expected = runtime.score_patches(x.copy(), y.copy(), variant=variant)
-    last = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
-    for a in (x, last, np.ascontiguousarray(x[:, :, ::-1])[:, :, ::-1]):
-        found = runtime.score_patches(a, y, variant=variant)
-        assert np.array_equal(found.phi, expected.phi)
-        assert np.array_equal(found.phi_local, expected.phi_local)
-        assert np.array_equal(found.heatmap, expected.heatmap)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_box_window(variant):
-    for x, y in families(33, 40).values():
-        found, exact = runtime.score_patches(x, y, variant=variant, window="box"), score_patches_f64(x, y, window="box")
-        assert abs(found.phi[0] - exact.phi[0]) <= 1e-6
-        assert abs(found.phi_local[0] - exact.phi_local[0]) <= 1e-6
-
-
-def test_forcing_a_variant_works_or_fails_loudly():
-    assert VARIANTS[0] == "scalar"
-    code = "from grd_edge.runtime import active_variant as a; print(a())"
-
-    def active(name):
-        import os
-
-        return subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "GRD_FORCE_VARIANT": name}
-        )
-
-    for name in VARIANTS:
-        assert active(name).stdout.strip() == name
-        assert runtime.active_variant(name) == name
-    missing = active("avx9000")
-    assert missing.returncode != 0
-    assert "unset GRD_FORCE_VARIANT" in missing.stderr
-    with pytest.raises(InputError, match="known: scalar"):
-        runtime.active_variant("neonx")
-
-
-@pytest.mark.parametrize("shape", [(48, 48), (48, 48, 3), (32, 32), (33, 95), (300, 300), (61, 200, 3)])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("scale_px", [None, 32, 40, 48])
-def test_the_native_cutter_agrees_with_the_definition(shape, dtype, scale_px):
-    frame = np.random.default_rng(2).integers(0, np.iinfo(dtype).max + 1, shape, dtype)
-    for channels in (1, 3) if len(shape) == 3 else (1,):
-        grid = PatchGrid(32, 32, 12, 20)
-        expected = grid.cut(prepare_frame(frame, scale_px=scale_px, channels=channels))
-        found = runtime.cut_frame(frame, grid, scale_px=scale_px, channels=channels)
-        assert found.shape == expected.shape
-        assert np.abs(found - expected).max() <= 1e-6
-
-
-def test_the_native_cutter_reflects_small_frames():
-    frame = np.random.default_rng(3).integers(0, 256, (20, 7), np.uint8)
-    grid = PatchGrid(32, 32, 12, 12, "reflect")
-    expected = grid.cut(prepare_frame(frame, scale_px=None, channels=1))
-    assert np.abs(runtime.cut_frame(frame, grid, scale_px=None, channels=1) - expected).max() <= 1e-6
-    with pytest.raises(InputError):
-        runtime.cut_frame(frame, PatchGrid(32, 32, 12, 12), scale_px=None, channels=1)
 
 
 def test_the_engine_agrees_with_torch(tiny_bundle, tiny_checkpoint):
@@ -212,7 +90,8 @@ def test_missing_engines_and_backends_are_named(tiny_bundle, tmp_path, monkeypat
 
 def test_the_runtime_leaves_the_training_stack_unloaded():
     heavy = ("torch", "onnx", "cv2", "openvino", "pydantic")
-    code = "import sys, grd_edge.runtime, grd_edge.bundle, grd_edge.decide, grd_edge.patches, grd_edge._native\n"
+    line = ("runtime", "kernels", "bundle", "decide", "patches", "_native")
+    code = f"import sys, {', '.join('grd_edge.' + name for name in line)}\n"
     code += f"print(sorted(set({heavy}) & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from grd_edge.bench.baselines import race_scores
+from grd_edge.bench.cuts import race_cuts
 from grd_edge.bench.timer import interleaved, speedup
 
 from grd_edge.errors import CheckFailedError
-from grd_edge.runtime import kernel_variants
+from grd_edge.kernels import variants
 
 
 def test_the_timer_alternates_checks_first_and_counts():
@@ -28,14 +29,26 @@ def test_the_timer_alternates_checks_first_and_counts():
         interleaved(contenders, rounds=2)
 
 
-def test_the_scoring_kernel_beats_pytorch_and_opencv():
+@pytest.mark.parametrize("variant", [n for n, supported in variants().items() if supported and n != "scalar"])
+def test_the_scoring_kernel_beats_pytorch_and_opencv(variant):
+    """Measured on machine B of docs/results.md: avx2 38 and 4.6, avx512 47 and 5.3; other CPUs have other ratios."""
     pytest.importorskip("cv2")
-    if not any(supported for name, supported in kernel_variants().items() if name != "scalar"):
-        pytest.skip("this CPU has no vector variant; the scalar one is the definition and is not raced")
-    race = race_scores(rounds=60)
-    assert race["torch_separable_min_ms"] >= 15 * race["native_min_ms"], race
-    assert race["opencv_min_ms"] > race["native_min_ms"], race
+    race = race_scores(rounds=60, variant=variant)
+    assert race["torch_separable_min_ms"] >= 25 * race["native_min_ms"], race
+    assert race["opencv_min_ms"] >= 3 * race["native_min_ms"], race
     assert race["torch_reference_min_ms"] > race["native_min_ms"], race
+
+
+@pytest.mark.parametrize(("colors", "channels"), [(1, 1), (3, 3), (3, 1)])
+def test_cutting_writes_patches_nearly_as_fast_as_a_copy(colors, channels):
+    """Grey of three colors reads 3/4 of what it writes and is held to OpenCV alone."""
+    pytest.importorskip("cv2")
+    if not any(supported for name, supported in variants().items() if name != "scalar"):
+        pytest.skip("this CPU has no vector variant; the scalar one is the definition and is not raced")
+    race = race_cuts(colors=colors, channels=channels)
+    assert race["opencv_min_ms"] > race["native_min_ms"], race
+    if colors == channels:
+        assert race["memcpy_min_ms"] >= 0.7 * race["native_min_ms"], race
 
 
 def test_the_engine_beats_the_pytorch_path_frame_in_decision_out(tmp_path):

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from grd_edge import runtime, torch_ops
+from grd_edge import kernels, torch_ops
 from grd_edge.errors import InputError
 from grd_edge.score import score_patches_f64
 
 score = torch.ops.grd_edge.score_patches
-VARIANTS = [name for name, supported in runtime.kernel_variants().items() if supported]
+VARIANTS = [name for name, supported in kernels.variants().items() if supported]
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def pair(n=3, c=1, h=33, w=40, seed=0):
 
 
 def expected(x, x_hat, roi=None, **options):
-    found = runtime.score_patches(x.numpy(), x_hat.numpy(), None if roi is None else roi.numpy(), **options)
+    found = kernels.score_patches(x.numpy(), x_hat.numpy(), None if roi is None else roi.numpy(), **options)
     maps = torch.from_numpy(found.heatmap).unsqueeze(1)
     ends = [torch.from_numpy(values) for values in (found.residual_min, found.residual_max)]
     return torch.from_numpy(found.phi), torch.from_numpy(found.phi_local), maps, *ends
@@ -102,6 +102,7 @@ def test_masks_of_interest():
     assert_same(score(x, y, roi[:1]), score(x, y, roi[:1].expand(3, 1, 33, 40)))
     ones = torch.ones(3, 1, 33, 40, dtype=torch.bool)
     assert_same(score(x, y, ones[:1, :, :1, :1].expand(ones.shape)), score(x, y, ones))
+    assert_same(score(x, y, ones), score(x, y))
 
 
 def test_outputs_are_the_callers_own():

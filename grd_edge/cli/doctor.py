@@ -14,7 +14,7 @@ def doctor(json_: Json = False) -> None:
     """Report versions, the native library, its kernels and the engine's libraries; exit 3 when inference cannot run."""
     import typer
 
-    from grd_edge import _native, runtime
+    from grd_edge import _native, kernels
     from grd_edge.errors import GrdError
 
     def version(package: str) -> str:
@@ -28,9 +28,9 @@ def doctor(json_: Json = False) -> None:
     healthy = True
     try:
         report["native library"] = f"{_native.library().grd_version_string().decode()} in {_native.library_dir()}"
-        variants = runtime.kernel_variants()
+        variants = kernels.variants()
         report["kernel variants"] = ", ".join(f"{n}{'' if ok else ' (not on this CPU)'}" for n, ok in variants.items())
-        report["kernel variant in use"] = runtime.active_variant()
+        report["kernel variant in use"] = kernels.active_variant()
     except GrdError as error:
         report["native library"], healthy = str(error), False
     libraries = _native.library_dir().glob("libgrd_backend_*.so")

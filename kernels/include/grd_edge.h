@@ -97,7 +97,8 @@ enum { /* grd_view.dtype */
     GRD_UINT8 = 1,
     GRD_UINT16 = 2,
     GRD_FLOAT16 = 3, /* IEEE binary16 */
-    GRD_FLOAT32 = 4
+    GRD_FLOAT32 = 4,
+    GRD_INT8 = 5     /* times a scale that the call states */
 };
 enum { /* grd_view.space */
     GRD_SPACE_HOST = 0
@@ -177,8 +178,8 @@ typedef struct grd_score_outputs {
  * With a mask of interest, pixels outside count for nothing: in x and x_hat they are taken as 0 whatever they hold,
  * phi is the mean over the windows that hold a pixel of interest, the residual range is that of the pixels of
  * interest, and the heatmap is 0 elsewhere. A patch without one scores NaN: nothing was seen of it.
- * Box windows, phi_local windows above 256 px, and patches narrower than a vector run in `scalar` whatever is forced;
- * outputs->variant says so. params NULL = defaults. Errors: 10..17, GRD_ERR_MEMORY. */
+ * Box windows and phi_local windows above 256 px run in `scalar` whatever is forced; outputs->variant says so.
+ * params NULL = defaults. Errors: 10..17, GRD_ERR_MEMORY. */
 GRD_API grd_status grd_score_patches(const grd_score_params *params, const grd_view *x, const grd_view *x_hat,
                                      const grd_score_outputs *outputs);
 
@@ -221,11 +222,35 @@ GRD_API grd_status grd_cut_grid(const grd_cut_params *params, int64_t frame_h, i
 GRD_API grd_status grd_cut_position(const grd_cut_params *params, const grd_grid *grid, int32_t index,
                                     int32_t *y_px, int32_t *x_px);
 
-/* Cuts a frame (1,C,H,W; UINT8 or UINT16; C 1 or 3; any strides) into patches N,channels,patch_h,patch_w
- * FLOAT32 in [0, 1] (dense), with scaling and grey conversion. Within 1e-6 of float64; without scaling each
- * value is rounded once. workspace: grd_cut_workspace_bytes bytes of any alignment, or NULL to allocate. Errors: 10..17, 40, 41, GRD_ERR_MEMORY. */
+typedef struct grd_cut_options {
+    uint32_t struct_size;
+    float input_scale;   /* the engine's, of INT8 patches, > 0; not read for other types */
+    const char *variant; /* see grd_variant_active */
+    const char **ran;    /* receives the name of the variant that ran; NULL = not wanted */
+    void *workspace;     /* grd_cut_workspace_bytes bytes, any alignment; NULL = allocated per call */
+    size_t workspace_bytes;
+} grd_cut_options;
+
+/* Cuts a frame into patches, with grey conversion and scaling in one pass.
+ *   frame    1,C,H,W; UINT8 or UINT16; C 1 or 3; any strides.
+ *   patches  N,channels,patch_h,patch_w as the engine takes them: FLOAT32, FLOAT16 or INT8, dense in the order N,C,H,W
+ *            or N,H,W,C, whichever the strides say (all 0: N,C,H,W); aligned to an element.
+ * FLOAT32 values are in [0, 1]: within 1e-6 of float64; without scaling each is rounded once. FLOAT16 ones are these
+ * rounded again, INT8 ones these / input_scale rounded to an integer, at most 127; both to nearest, ties to even.
+ * All variants give the same bits. options NULL = defaults. Errors: 10..17, 40, 41, GRD_ERR_MEMORY. */
 GRD_API grd_status grd_cut_frame(const grd_cut_params *params, const grd_view *frame, const grd_view *patches,
-                                 void *workspace, size_t workspace_bytes);
+                                 const grd_cut_options *options);
+
+/* The inverse: a map of the scaled frame from maps or scores of its patches; the mean where patches overlap.
+ *   patches  N,1,patch_h,patch_w; FLOAT32, FLOAT16 or UINT8 (values as they are); any strides, so that scores are
+ *            patches with strides sizeof(float), 0, 0, 0.
+ *   map      1,1,scaled_h,scaled_w FLOAT32, any strides that keep pixels apart. What padding added is dropped.
+ * Sums are FLOAT64, so that the mean of equal values is that value. params->channels counts for nothing. Errors:
+ * 10..17, 40, GRD_ERR_MEMORY. */
+GRD_API grd_status grd_stitch_frame(const grd_cut_params *params, int64_t frame_h, int64_t frame_w,
+                                    const grd_view *patches, const grd_view *map, const grd_cut_options *options);
+
+/* Workspace that makes both calls free of allocation for frames of this size; 0 when the size is not supported. */
 GRD_API size_t grd_cut_workspace_bytes(const grd_cut_params *params, int64_t frame_h, int64_t frame_w);
 
 /* ----------------------------------------------------------------- bundle */

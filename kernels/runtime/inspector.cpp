@@ -169,6 +169,16 @@ void score(grd_inspector *inspector, bool with_heatmap) {
     }
 }
 
+void stitch_heatmaps(const grd_inspector &inspector, const grd_grid &grid, const grd_view &map) {
+    const grd_cut_params &cut = inspector.info.cut;
+    const Selection &selection = inspector.selection;
+    const grd_view maps = dense_view(inspector.heatmaps.floats(), selection.count(), 1, cut.patch_h, cut.patch_w);
+    const grd_cut_options options = inspector.cut_options();
+    const grd_status status = stitch(cut, grid, selection.slots(), maps, map, &options);
+    if (status != GRD_OK)
+        fail(status, text("the heatmap cannot be stitched (%s); check its strides", grd_status_name(status)));
+}
+
 /* The k-th largest of the deciding scores, k <= count. NaN when any is NaN. */
 float product_score(const float *scores, int32_t count, int32_t k, float *sorted) {
     for (int32_t i = 0; i < count; ++i) {
@@ -255,21 +265,18 @@ grd_status inspect(grd_inspector *inspector, const grd_view *frame, grd_result *
     inspector->x_hat.reserve(patches_bytes);
     for (Buffer *scores : {&inspector->phi, &inspector->phi_local, &inspector->margins, &inspector->sorted})
         scores->reserve(count * floats);
-    if (result->heatmap != nullptr) {
-        inspector->heatmaps.reserve(count * patch_px * floats);
-        inspector->line.reserve(2 * static_cast<size_t>(grid.scaled_w) * floats);
-    }
+    if (result->heatmap != nullptr) inspector->heatmaps.reserve(count * patch_px * floats);
 
-    const grd_status status = cut_frame(cut, frame, slots, inspected, inspector->x.floats(),
-                                        inspector->cut_workspace.data(), inspector->cut_workspace.size());
+    const grd_cut_options options = inspector->cut_options();
+    const grd_status status =
+        cut_frame(cut, frame, slots, inspected, {GRD_FLOAT32, false, 0}, inspector->x.data(), &options);
     if (status != GRD_OK) fail_cut(status, *frame, cut);
     const double cut_ms = stage.lap_ms();
     infer(inspector, inspected);
     if (result->x_hat != nullptr) std::memcpy(result->x_hat->data, inspector->x_hat.data(), patches_bytes);
     const double infer_ms = stage.lap_ms();
     score(inspector, result->heatmap != nullptr);
-    if (result->heatmap != nullptr)
-        stitch(cut, grid, slots, inspector->heatmaps.floats(), *result->heatmap, inspector->line.floats());
+    if (result->heatmap != nullptr) stitch_heatmaps(*inspector, grid, *result->heatmap);
     const double score_ms = stage.lap_ms();
     decide(inspector, result);
     result->cut_ms = cut_ms;

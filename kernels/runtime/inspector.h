@@ -26,7 +26,7 @@ struct grd_inspector {
     grd::Mask roi;                    /* the bundle's */
     grd::Selection selection;
     int64_t selected_h = 0, selected_w = 0; /* frame that the selection was made for, by the bundle's mask; else 0 */
-    grd::Buffer cut_workspace, score_workspace, x, x_hat, phi, phi_local, margins, sorted, heatmaps, line;
+    grd::Buffer cut_workspace, score_workspace, x, x_hat, phi, phi_local, margins, sorted, heatmaps;
 
     ~grd_inspector() {
         if (engine != nullptr) backend->engine_close(engine);
@@ -41,6 +41,15 @@ struct grd_inspector {
         params.workspace = score_workspace.data();
         params.workspace_bytes = score_workspace.size();
         return params;
+    }
+
+    grd_cut_options cut_options() const {
+        grd_cut_options options = {};
+        options.struct_size = sizeof(options);
+        options.variant = variant.empty() ? nullptr : variant.c_str();
+        options.workspace = cut_workspace.data();
+        options.workspace_bytes = cut_workspace.size();
+        return options;
     }
 };
 

@@ -10,6 +10,7 @@
 #include "pool/pool.h"
 #include "score/score_internal.h"
 #include "variants.h"
+#include "views.h"
 
 namespace grd::score {
 namespace {
@@ -96,8 +97,6 @@ size_t workspace_bytes_for(Job job, const grd_pool *pool) {
     return bytes * static_cast<size_t>(pool_threads(pool)) + kAlign - 1;
 }
 
-int64_t bytes_of(int32_t dtype) { return dtype == GRD_FLOAT32 ? 4 : dtype == GRD_UINT8 ? 1 : 2; }
-
 grd_status check_view(const grd_view &view, bool takes_bytes, bool takes_halves, bool takes_floats) {
     if (!view.data) return GRD_ERR_ARGUMENT;
     const bool taken = (takes_bytes && view.dtype == GRD_UINT8) || (takes_halves && view.dtype == GRD_FLOAT16) ||
@@ -110,31 +109,6 @@ grd_status check_view(const grd_view &view, bool takes_bytes, bool takes_halves,
 }
 
 bool same_extents(const int64_t *a, const int64_t *b) { return memcmp(a, b, 4 * sizeof *a) == 0; }
-
-/* |stride| (extent - 1) added to *reach; false when the sum leaves 62 bits. */
-bool add_reach(int64_t stride, int64_t extent, int64_t *reach) {
-    int64_t span;
-    if (stride == INT64_MIN) return false;
-    if (__builtin_mul_overflow(stride < 0 ? -stride : stride, extent - 1, &span)) return false;
-    return !__builtin_add_overflow(*reach, span, reach) && *reach < INT64_MAX / 2;
-}
-
-/* Strides of a view, with the dense ones written out. Refused are offsets that leave 62 bits and, in outputs,
- * pixels that overlap their neighbors. */
-grd_status strides_of(const grd_view &view, bool is_output, int64_t *out) {
-    const int64_t pixel = bytes_of(view.dtype);
-    bool dense = true;
-    for (int64_t stride : view.stride_bytes) dense = dense && stride == 0;
-    int64_t step = pixel, reach = 0;
-    for (int axis = 3; axis >= 0; axis--) {
-        out[axis] = dense ? step : view.stride_bytes[axis];
-        if (dense && __builtin_mul_overflow(step, view.extent[axis], &step)) return GRD_ERR_SHAPE;
-        if (!add_reach(out[axis], view.extent[axis], &reach)) return dense ? GRD_ERR_SHAPE : GRD_ERR_STRIDE;
-        const bool overlaps = view.extent[axis] > 1 && out[axis] > -pixel && out[axis] < pixel;
-        if (is_output && overlaps) return GRD_ERR_STRIDE;
-    }
-    return GRD_OK;
-}
 
 /* ----------------------------------------------------------------------------------------- the call */
 
@@ -166,7 +140,6 @@ grd_status check_roi(const grd_view &roi, Call *call) {
     const int64_t *x = call->x->extent;
     const int64_t one[4] = {1, 1, x[2], x[3]}, each[4] = {x[0], 1, x[2], x[3]};
     if (!same_extents(roi.extent, one) && !same_extents(roi.extent, each)) return GRD_ERR_SHAPE;
-    call->job.masked = true;
     const grd_status strides = strides_of(roi, false, call->roi_stride);
     if (roi.extent[0] == 1) call->roi_stride[0] = 0;
     return strides;

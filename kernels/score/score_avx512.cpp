@@ -87,50 +87,45 @@ class Segments {
 
     /* ---------------------------------------------------------------------------------- take rows */
 
-    /* Means of s and d over a grid of at most 8 x 8 pixels: any value near the patch's level will do. */
-    void find_centers() const {
-        const int64_t step_y = (job.h + 7) / 8, step_x = (job.w + 7) / 8;
-        for (int64_t c = 0; c < job.c; c++) {
-            double s = 0, d = 0, count = 0;
-            for (int64_t y = 0; y < job.h; y += step_y) {
-                for (int64_t x = 0; x < job.w; x += step_x) {
-                    const double p = load_float(pixel_at(patch.x, c, y, x));
-                    const double q = load_float(pixel_at(patch.x_hat, c, y, x));
-                    s += p + q;
-                    d += p - q;
-                    count++;
-                }
-            }
-            at.centers[2 * c] = static_cast<float>(s / count);
-            at.centers[2 * c + 1] = static_cast<float>(d / count);
-        }
-    }
-
     F *input_of(int64_t c, int64_t y) const { return at.input + (c * kRows + y % kRows) * at.in_pitch; }
 
-    /* The pixels of `lanes` (the first ones), others 0. */
-    template <bool kPlain> static GRD_INLINE F load_pixels(const char *from, int64_t stride_x, __mmask16 lanes) {
-        if (kPlain || stride_x == sizeof(float)) return _mm512_maskz_loadu_ps(lanes, from);
+    /* The pixels of `lanes`, others 0. */
+    static GRD_INLINE F load_pixels(const char *from, int64_t stride_x, int32_t dtype, __mmask16 lanes) {
+        if (dtype == GRD_FLOAT32 && stride_x == 4) return _mm512_maskz_loadu_ps(lanes, from);
+        if (dtype == GRD_UINT8 && stride_x == 1) {
+            const F v = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, from)));
+            return fma(v, set(kByteHigh), v * set(kByteLow));
+        }
+        if (dtype == GRD_FLOAT16 && stride_x == 2) return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, from));
         float gathered[kL] = {};
-        for (int i = 0; lanes >> i; i++) gathered[i] = load_float(from + i * stride_x);
+        for (int i = 0; lanes >> i; i++)
+            if (lanes >> i & 1) gathered[i] = load_pixel(from + i * stride_x, dtype);
         return _mm512_loadu_ps(gathered);
     }
-    template <bool kPlain> static GRD_INLINE void store_pixels(char *to, int64_t stride_x, __mmask16 lanes, F value) {
-        if (kPlain || stride_x == sizeof(float)) {
-            if (lanes == 0xffff) _mm512_storeu_ps(to, value);
-            else _mm512_mask_storeu_ps(to, lanes, value);
-            return;
+    /* Those of `lanes` whose pixels are of interest. */
+    GRD_INLINE __mmask16 wanted_of(int64_t y, int64_t x, __mmask16 lanes) const {
+        const uint8_t *from = patch.roi.data;
+        if (!from) return lanes;
+        const int64_t step = patch.roi.stride_x;
+        from += y * patch.roi.stride_y + x * step;
+        uint8_t gathered[kL] = {};
+        for (int i = 0; step != 1 && lanes >> i; i++)
+            if (lanes >> i & 1) gathered[i] = from[i * step];
+        const __m128i v = _mm_maskz_loadu_epi8(lanes, step == 1 ? from : gathered);
+        return _mm_test_epi8_mask(v, v);
+    }
+    GRD_INLINE void store_residuals(char *to, int64_t stride_x, __mmask16 lanes, F value) const {
+        if (job.heatmap_dtype == GRD_FLOAT32 && stride_x == 4) return _mm512_mask_storeu_ps(to, lanes, value);
+        if (job.heatmap_dtype == GRD_FLOAT16 && stride_x == 2)
+            return _mm256_mask_storeu_epi16(to, lanes, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+        if (job.heatmap_dtype == GRD_UINT8 && stride_x == 1) {
+            const I whole = _mm512_cvtps_epi32(_mm512_min_ps(value * set(job.heatmap_scale), set(255)));
+            return _mm_mask_storeu_epi8(to, lanes, _mm512_cvtepi32_epi8(whole));
         }
         float values[kL];
         _mm512_storeu_ps(values, value);
-        for (int i = 0; lanes >> i; i++) store_float(to + i * stride_x, values[i]);
-    }
-
-    /* The common patch: one channel, every row dense. */
-    bool is_plain() const {
-        const int64_t dense = sizeof(float);
-        return job.c == 1 && patch.x.stride_x == dense && patch.x_hat.stride_x == dense &&
-               (!patch.heatmap || patch.heatmap_stride_x == dense);
+        for (int i = 0; lanes >> i; i++)
+            if (lanes >> i & 1) store_residual(job, to + i * stride_x, values[i]);
     }
 
     /* Row y of channel c, the `index`th of a batch: s and d go to `input`, the mean of |d| over channels to the
@@ -141,6 +136,9 @@ class Segments {
         char *heat = patch.heatmap ? patch.heatmap + y * patch.heatmap_stride_y : reinterpret_cast<char *>(at.unwanted);
         const int64_t dense = sizeof(float), heat_step = kPlain || !patch.heatmap ? dense : patch.heatmap_stride_x;
         const int64_t p_step = kPlain ? dense : patch.x.stride_x, q_step = kPlain ? dense : patch.x_hat.stride_x;
+        const auto load = [&](const char *from, int64_t step, int32_t dtype, __mmask16 lanes) {
+            return kPlain ? _mm512_maskz_loadu_ps(lanes, from) : load_pixels(from, step, dtype, lanes);
+        };
         const F center_s = set(at.centers[2 * c]), center_d = set(at.centers[2 * c + 1]);
         const F share = set(1.0f / static_cast<float>(job.c)), scale = set(kGuardScale);
         F *out = input_of(c, y);
@@ -151,8 +149,9 @@ class Segments {
             GRD_UNROLL for (int lane = 0; lane < kL; lane++) {
                 const int64_t x = lane * at.span + i;
                 const __mmask16 inside = kWhole ? 0xffff : at.inside[i + lane];
-                const F s = load_pixels<kPlain>(p + x * p_step, p_step, inside) +
-                            load_pixels<kPlain>(q + x * q_step, q_step, inside);
+                const __mmask16 wanted = kPlain ? inside : wanted_of(y, x, inside);
+                const F s = load(p + x * p_step, p_step, job.x_dtype, wanted) +
+                            load(q + x * q_step, q_step, job.x_hat_dtype, wanted);
                 guard = fma(s, scale, guard);
                 v[lane] = s - center_s;
             }
@@ -161,8 +160,9 @@ class Segments {
             GRD_UNROLL for (int lane = 0; lane < kL; lane++) {
                 const int64_t x = lane * at.span + i;
                 const __mmask16 inside = kWhole ? 0xffff : at.inside[i + lane];
-                const F d = load_pixels<kPlain>(p + x * p_step, p_step, inside) -
-                            load_pixels<kPlain>(q + x * q_step, q_step, inside);
+                const __mmask16 wanted = kPlain ? inside : wanted_of(y, x, inside);
+                const F d = load(p + x * p_step, p_step, job.x_dtype, wanted) -
+                            load(q + x * q_step, q_step, job.x_hat_dtype, wanted);
                 v[lane] = d - center_d;
                 F r = _mm512_abs_ps(d);
                 if (!kPlain && job.c > 1) {
@@ -172,9 +172,11 @@ class Segments {
                     r = r * share;
                 }
                 if (last_channel) {
-                    least = _mm512_mask_min_ps(least, inside, least, r);
+                    least = _mm512_mask_min_ps(least, wanted, least, r);
                     largest = _mm512_max_ps(largest, r);
-                    store_pixels<kPlain>(heat + x * heat_step, heat_step, inside, r);
+                    if (kPlain && inside == 0xffff) _mm512_storeu_ps(heat + x * dense, r);
+                    else if (kPlain) _mm512_mask_storeu_ps(heat + x * dense, inside, r);
+                    else if (patch.heatmap) store_residuals(heat + x * heat_step, heat_step, inside, r);
                 }
             }
             store_transposed(v, out + at.span + i, count);
@@ -367,7 +369,7 @@ class Segments {
 
     Result run() {
         memset(at.centers, 0, sizeof(float) * static_cast<size_t>(2 * job.c));
-        const bool plain = is_plain();
+        const bool plain = is_plain(job, patch);
         for (int64_t y = 0; y < job.map_h; y += kBatch) plain ? batch<true>(y) : batch<false>(y);
         return result();
     }

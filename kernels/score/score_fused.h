@@ -104,47 +104,34 @@ template <class V> class Fused {
 
     /* ---------------------------------------------------------------------------------- take rows */
 
-    /* Means of s and d over a grid of at most 8 x 8 pixels: any value near the patch's level will do. */
-    void find_centers() const {
-        const int64_t step_y = (job.h + 7) / 8, step_x = (job.w + 7) / 8;
-        for (int64_t c = 0; c < job.c; c++) {
-            double s = 0, d = 0, count = 0;
-            for (int64_t y = 0; y < job.h; y += step_y) {
-                for (int64_t x = 0; x < job.w; x += step_x) {
-                    const double p = load_float(pixel_at(patch.x, c, y, x));
-                    const double q = load_float(pixel_at(patch.x_hat, c, y, x));
-                    s += p + q;
-                    d += p - q;
-                    count++;
-                }
-            }
-            at.centers[2 * c] = static_cast<float>(s / count);
-            at.centers[2 * c + 1] = static_cast<float>(d / count);
-        }
-    }
-
     /* Where block b of the input begins. The last one overlaps the one before, so that nothing is read or
      * written past a row of the caller's. Needs w >= kL. */
     int64_t block_x(int64_t b) const { return (b + 1) * kL <= job.w ? b * kL : job.w - kL; }
 
-    /* kL pixels of a row: in place, or one by one into `gathered`. */
-    static GRD_INLINE F load_pixels(const char *from, int64_t stride_x, float *gathered) {
-        if (stride_x == sizeof(float)) return V::load(from);
-        for (int i = 0; i < kL; i++) gathered[i] = load_float(from + i * stride_x);
+    /* kL pixels of a row: in place, or one by one. */
+    static GRD_INLINE F load_pixels(const char *from, int64_t stride_x, int32_t dtype) {
+        if (dtype == GRD_FLOAT32 && stride_x == 4) return V::load(from);
+        if (dtype == GRD_UINT8 && stride_x == 1) return V::load_bytes(from);
+        if (dtype == GRD_FLOAT16 && stride_x == 2) return V::load_halves(from);
+        float gathered[kL];
+        for (int i = 0; i < kL; i++) gathered[i] = load_pixel(from + i * stride_x, dtype);
         return V::load(gathered);
     }
-    static GRD_INLINE void store_pixels(char *to, int64_t stride_x, F value) {
-        if (stride_x == sizeof(float)) return V::store(to, value);
+    /* All bits of the lanes whose pixels are of interest. */
+    static GRD_INLINE F load_mask(const uint8_t *from, int64_t stride_x) {
+        if (stride_x == 1) return V::load_mask(from);
+        uint8_t gathered[kL];
+        for (int i = 0; i < kL; i++) gathered[i] = from[i * stride_x];
+        return V::load_mask(gathered);
+    }
+    GRD_INLINE void store_residuals(char *to, int64_t stride_x, F value) const {
+        if (job.heatmap_dtype == GRD_FLOAT32 && stride_x == 4) return V::store(to, value);
+        if (job.heatmap_dtype == GRD_FLOAT16 && stride_x == 2) return V::store_halves(to, value);
+        if (job.heatmap_dtype == GRD_UINT8 && stride_x == 1)
+            return V::store_bytes(to, V::mul(value, V::set(job.heatmap_scale)));
         float values[kL];
         V::store(values, value);
-        for (int i = 0; i < kL; i++) store_float(to + i * stride_x, values[i]);
-    }
-
-    /* The common patch: one channel, every row dense. */
-    bool is_plain() const {
-        const int64_t dense = sizeof(float);
-        return job.c == 1 && patch.x.stride_x == dense && patch.x_hat.stride_x == dense &&
-               (!patch.heatmap || patch.heatmap_stride_x == dense);
+        for (int i = 0; i < kL; i++) store_residual(job, to + i * stride_x, values[i]);
     }
 
     /* Rows [y, y + rows) of blocks [first, end): s and d go to `taken`, and of rows that no batch before has taken
@@ -155,8 +142,7 @@ template <class V> class Fused {
         const Image &view = patch.x, &view_hat = patch.x_hat;
         const bool first_channel = kPlain || c == 0, last_channel = kPlain || c + 1 == job.c;
         const int64_t p_step = kPlain ? dense : view.stride_x, q_step = kPlain ? dense : view_hat.stride_x;
-        const int64_t heat_step = kPlain || !patch.heatmap ? dense : patch.heatmap_stride_x;
-        float gathered[kL];
+        const bool masked = !kPlain && patch.roi.data;
         const F center_s = V::set(at.centers[2 * c]), center_d = V::set(at.centers[2 * c + 1]);
         const F share = V::set(1.0f / static_cast<float>(job.c)), scale = V::set(kGuardScale);
         F least = residual_min, largest = residual_max, guard = V::set(0);
@@ -165,9 +151,15 @@ template <class V> class Fused {
         for (int64_t i = 0; i < inside; i++) {
             const char *p = pixel_at(view, c, y + i, 0), *q = pixel_at(view_hat, c, y + i, 0);
             F *out = reinterpret_cast<F *>(at.taken) + i;
+            const uint8_t *roi = masked ? patch.roi.data + (y + i) * patch.roi.stride_y : nullptr;
+            F wanted;
             const auto take = [&](int64_t x, F *s, F *d) {
-                const F value = load_pixels(p + x * p_step, p_step, gathered);
-                const F value_hat = load_pixels(q + x * q_step, q_step, gathered);
+                F value = kPlain ? V::load(p + x * dense) : load_pixels(p + x * p_step, p_step, job.x_dtype);
+                F value_hat = kPlain ? V::load(q + x * dense) : load_pixels(q + x * q_step, q_step, job.x_hat_dtype);
+                if (masked) {
+                    wanted = load_mask(roi + x * patch.roi.stride_x, patch.roi.stride_x);
+                    value = V::keep(wanted, value), value_hat = V::keep(wanted, value_hat);
+                }
                 *s = V::add(value, value_hat), *d = V::sub(value, value_hat);
                 out[0] = V::sub(*s, center_s);
                 out[kTall] = V::sub(*d, center_d);
@@ -192,9 +184,10 @@ template <class V> class Fused {
                     r = V::mul(r, share);
                 }
                 if (last_channel) {
-                    least = V::min(least, r);
+                    least = V::min(least, masked ? V::pick(wanted, r, V::set(INFINITY)) : r);
                     largest = V::max(largest, r);
-                    if (heat) store_pixels(heat + x * heat_step, heat_step, r);
+                    if (heat && kPlain) V::store(heat + x * dense, r);
+                    else if (heat) store_residuals(heat + x * patch.heatmap_stride_x, patch.heatmap_stride_x, r);
                 }
             }
             guard = V::add(guard, row_guard);
@@ -374,11 +367,7 @@ template <class V> class Fused {
     }
 
   public:
-    static bool takes(const Job &job) {
-        const bool floats = job.x_dtype == GRD_FLOAT32 && job.x_hat_dtype == GRD_FLOAT32 &&
-                            job.heatmap_dtype == GRD_FLOAT32;
-        return floats && !job.masked && !job.box && job.w >= kL && job.local <= kLargestLocal;
-    }
+    static bool takes(const Job &job) { return !job.box && job.w >= kL && job.local <= kLargestLocal; }
 
     static size_t scratch_bytes(const Job &job) {
         Layout unused;
@@ -403,8 +392,8 @@ template <class V> class Fused {
     }
 
     Result run() {
-        find_centers();
-        const bool plain = is_plain();
+        find_centers(job, patch, at.centers);
+        const bool plain = is_plain(job, patch);
         for (int64_t y = 0; y < job.map_h; y += kRows) plain ? batch<true>(y) : batch<false>(y);
         return result();
     }

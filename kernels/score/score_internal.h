@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "grd_edge.h"
+#include "half.h"
 
 namespace grd::score {
 
@@ -41,7 +42,6 @@ struct Job {
     bool want_residual;   /* residual_min, residual_max or the heatmap */
     int32_t x_dtype, x_hat_dtype, heatmap_dtype; /* GRD_UINT8, GRD_FLOAT16, GRD_FLOAT32 */
     float heatmap_scale;                         /* of a UINT8 heatmap */
-    bool masked;                                 /* patches come with a mask of interest */
 };
 
 /* One patch: where its pixels lie. Strides in bytes, any sign; pointers need no alignment. */
@@ -113,36 +113,6 @@ static inline float load_float(const char *at) {
 }
 static inline void store_float(char *at, float value) { memcpy(at, &value, sizeof value); }
 
-/* IEEE binary16 by hand: not every CPU and compiler of ours has the type. */
-static inline float float_from_half(uint16_t half) {
-    const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16, magnitude = half & 0x7fffu;
-    const float scaled = static_cast<float>(magnitude & 0x3ffu) * 0x1p-24f; /* of zero and subnormals */
-    uint32_t bits;
-    if (magnitude < 0x400u) memcpy(&bits, &scaled, sizeof bits);
-    else bits = (magnitude << 13) + (magnitude < 0x7c00u ? 112u << 23 : 224u << 23);
-    bits |= sign;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-/* To nearest, ties to even; NaN stays NaN. */
-static inline uint16_t half_from_float(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
-    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
-    if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u); /* 65520 and more */
-    if (magnitude < 0x38800000u) { /* below 2^-14: the sum's last bit is worth 2^-24 */
-        float sum;
-        memcpy(&sum, &magnitude, sizeof sum);
-        sum += 0.5f;
-        memcpy(&bits, &sum, sizeof bits);
-        return static_cast<uint16_t>(sign | (bits - 0x3f000000u));
-    }
-    const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
-    return static_cast<uint16_t>(sign | (rounded - (112u << 23)) >> 13);
-}
-
 static inline float load_pixel(const char *at, int32_t dtype) {
     if (dtype == GRD_FLOAT32) return load_float(at);
     if (dtype == GRD_UINT8) return static_cast<float>(*reinterpret_cast<const uint8_t *>(at)) / 255.0f;
@@ -171,6 +141,38 @@ static inline const char *pixel_at(const Image &image, int64_t c, int64_t y, int
 static inline bool of_interest(const Mask &roi, int64_t y, int64_t x) {
     return !roi.data || roi.data[y * roi.stride_y + x * roi.stride_x] != 0;
 }
+
+/* Means of s and d over a grid of at most 8 x 8 pixels, for each channel: any value near the patch's level will do. */
+static inline void find_centers(const Job &job, const Patch &patch, float *centers) {
+    const int64_t step_y = (job.h + 7) / 8, step_x = (job.w + 7) / 8;
+    for (int64_t c = 0; c < job.c; c++) {
+        double s = 0, d = 0, count = 0;
+        for (int64_t y = 0; y < job.h; y += step_y) {
+            for (int64_t x = 0; x < job.w; x += step_x) {
+                count++;
+                if (!of_interest(patch.roi, y, x)) continue;
+                const double p = load_pixel(pixel_at(patch.x, c, y, x), job.x_dtype);
+                const double q = load_pixel(pixel_at(patch.x_hat, c, y, x), job.x_hat_dtype);
+                s += p + q;
+                d += p - q;
+            }
+        }
+        centers[2 * c] = static_cast<float>(s / count);
+        centers[2 * c + 1] = static_cast<float>(d / count);
+    }
+}
+
+/* One channel, every row dense FLOAT32, no mask: the common patch, whose loops have no choices in them. */
+static inline bool is_plain(const Job &job, const Patch &patch) {
+    const int64_t dense = sizeof(float);
+    const bool floats = job.x_dtype == GRD_FLOAT32 && job.x_hat_dtype == GRD_FLOAT32 &&
+                        (!patch.heatmap || job.heatmap_dtype == GRD_FLOAT32);
+    return floats && !patch.roi.data && job.c == 1 && patch.x.stride_x == dense && patch.x_hat.stride_x == dense &&
+           (!patch.heatmap || patch.heatmap_stride_x == dense);
+}
+
+/* x / 255 = x high + x low, the sum rounded once: equal to the rounded quotient for every byte. */
+constexpr float kByteHigh = 1.0f / 255.0f, kByteLow = static_cast<float>(1.0 / 255.0 - 1.0f / 255.0f);
 
 } // namespace grd::score
 #endif

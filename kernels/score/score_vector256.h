@@ -37,6 +37,26 @@ struct Vector256 {
     static F max(F a, F b) { return _mm256_max_ps(a, b); }
     static I round(F a) { return _mm256_cvtps_epi32(a); }
 
+    static F load_bytes(const void *at) { /* value / 255 */
+        const F v = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i *>(at))));
+        return fma(v, set(kByteHigh), mul(v, set(kByteLow)));
+    }
+    static F load_halves(const void *at) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i *>(at))); }
+    static F load_mask(const void *at) {
+        const I v = _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i *>(at)));
+        return _mm256_castsi256_ps(_mm256_cmpgt_epi32(v, _mm256_setzero_si256()));
+    }
+    static F keep(F mask, F a) { return _mm256_and_ps(mask, a); }
+    static F pick(F mask, F a, F b) { return _mm256_blendv_ps(b, a, mask); } /* a where the mask is set */
+    static void store_halves(void *at, F v) {
+        _mm_storeu_si128(static_cast<__m128i *>(at), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    }
+    static void store_bytes(void *at, F v) { /* at most 255, also of NaN */
+        const I whole = round(min(v, set(255)));
+        const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+        _mm_storel_epi64(static_cast<__m128i *>(at), _mm_packus_epi16(words, words));
+    }
+
     static F halves(const float *low, const float *high) {
         return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(low)), _mm_load_ps(high), 1);
     }

@@ -42,7 +42,7 @@ static grd_status cut(void) {
     const grd_cut_params params = {sizeof params, 0, kSide, kSide, kSide, kSide, 1, GRD_PADDING_ERROR};
     for (int i = 0; i < kFrame * kFrame; i++) frame[i] = (uint8_t)(i * 7);
     const grd_view from = view_of(frame, GRD_UINT8, 1, kFrame), to = view_of(patches, GRD_FLOAT32, 4, kSide);
-    return grd_cut_frame(&params, &from, &to, NULL, 0);
+    return grd_cut_frame(&params, &from, &to, NULL);
 }
 
 int main(int argc, char **argv) {

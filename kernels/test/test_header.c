@@ -15,7 +15,8 @@ static void check_pinned_values(void) {
     CHECK(GRD_ERR_FRAME_SIZE == 40 && GRD_ERR_FRAME_CHANNELS == 41);
     CHECK(GRD_ERR_MEMORY == 50 && GRD_ERR_IO == 51 && GRD_ERR_THREAD == 52 && GRD_ERR_INTERNAL == 90);
     CHECK(GRD_GOOD == 0 && GRD_DEFECTIVE == 1 && GRD_UNDECIDED == 2);
-    CHECK(GRD_UINT8 == 1 && GRD_UINT16 == 2 && GRD_FLOAT16 == 3 && GRD_FLOAT32 == 4);
+    CHECK(GRD_UINT8 == 1 && GRD_UINT16 == 2 && GRD_FLOAT16 == 3 && GRD_FLOAT32 == 4 &&
+          GRD_INT8 == 5);
 }
 
 /* Layouts that other languages declare by hand (64-bit pointers). */
@@ -26,6 +27,7 @@ static void check_layouts(void) {
     CHECK(sizeof(grd_score_outputs) == 56);
     CHECK(sizeof(grd_cut_params) == 32);
     CHECK(sizeof(grd_grid) == 24);
+    CHECK(sizeof(grd_cut_options) == 40);
     CHECK(sizeof(grd_bundle_info) == 80);
     CHECK(sizeof(grd_inspector_params) == 56);
     CHECK(sizeof(grd_patch_result) == 24);

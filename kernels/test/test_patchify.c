@@ -1,6 +1,9 @@
-/* test_patchify.c - the cutter against its definition in double precision, written independently below.
+/* test_patchify.c - cutting and stitching against their definitions in double precision, written independently below;
+ * every variant against the same bits.
  *
  * SPDX-License-Identifier: Apache-2.0 */
+#define _POSIX_C_SOURCE 200112L /* setenv */
+
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -105,7 +108,101 @@ static int64_t positions(int64_t extent, int64_t patch, int64_t stride, int64_t 
     return n;
 }
 
-static void check_cut(const grd_cut_params *cut, const grd_view *view, int with_workspace) {
+static int64_t item_bytes(int dtype) { return dtype == GRD_FLOAT32 ? 4 : dtype == GRD_FLOAT16 ? 2 : 1; }
+
+/* A variant of this build that this CPU runs; NULL past the end. */
+static const char *runnable(int index) {
+    for (int v = 0; grd_variant_name(v) != NULL; ++v)
+        if (grd_variant_supported(grd_variant_name(v)) && index-- == 0) return grd_variant_name(v);
+    return NULL;
+}
+
+static grd_cut_options options_for(const char *variant) {
+    grd_cut_options options = {sizeof(grd_cut_options), 0, variant, NULL, NULL, 0};
+    return options;
+}
+
+/* What a value in [0, 1] is in another type, as an integer of the same bits. */
+static int element_of(float value, int dtype, float input_scale) {
+    if (dtype == GRD_INT8) {
+        const float steps = nearbyintf(value / input_scale);
+        return steps < 127 ? (int)steps : 127;
+    }
+    int exponent = -14;
+    while (exponent < 0 && value >= ldexpf(1, exponent + 1)) ++exponent;
+    const int mantissa = (int)nearbyint(ldexp(value, 10 - exponent)); /* 1024 is the next power of two, or 2^-14 */
+    return ((exponent + 14) << 10) + mantissa;
+}
+
+static grd_view patches_view(void *data, int dtype, int nhwc, const grd_cut_params *cut, int count) {
+    const int64_t item = item_bytes(dtype), c = cut->channels, h = cut->patch_h, w = cut->patch_w;
+    grd_view view = {data, dtype, 0, {count, c, h, w}, {0, 0, 0, 0}};
+    if (nhwc) {
+        view.stride_bytes[0] = c * h * w * item;
+        view.stride_bytes[1] = item;
+        view.stride_bytes[2] = w * c * item;
+        view.stride_bytes[3] = c * item;
+    }
+    return view;
+}
+
+static int guards_hold(const uint8_t *memory, size_t bytes, size_t before) {
+    int hold = 1;
+    for (size_t i = 0; i < before; ++i) hold = hold && memory[i] == 0xa5;
+    for (size_t i = 0; i < GUARD; ++i) hold = hold && memory[before + bytes + i] == 0xa5;
+    return hold;
+}
+
+static uint8_t *guarded_memory(size_t bytes) {
+    uint8_t *memory = malloc(bytes + 3 * GUARD);
+    memset(memory, 0xa5, bytes + 3 * GUARD);
+    return memory;
+}
+
+/* One variant, type and layout: `right` are the elements as FLOAT32, NCHW. */
+static void check_type(const grd_cut_params *cut, const grd_view *view, int count, const float *right,
+                       const char *variant, int dtype, int nhwc, float input_scale) {
+    const int64_t item = item_bytes(dtype), c = cut->channels, plane = (int64_t)cut->patch_h * cut->patch_w;
+    const size_t bytes = (size_t)(count * c * plane * item), before = GUARD + (size_t)item; /* aligned to no vector */
+    uint8_t *memory = guarded_memory(bytes), *out = memory + before;
+    const grd_view patches = patches_view(out, dtype, nhwc, cut, count);
+    grd_cut_options options = options_for(variant);
+    const char *ran = NULL;
+    options.input_scale = input_scale;
+    options.ran = &ran;
+    CHECK(grd_cut_frame(cut, view, &patches, &options) == GRD_OK);
+    CHECK_THAT(ran != NULL && strcmp(ran, variant) == 0, ("%s ran, not %s", ran != NULL ? ran : "none", variant));
+    CHECK_THAT(guards_hold(memory, bytes, before), ("%s dtype %d: written outside", variant, dtype));
+    int64_t wrong = 0;
+    for (int64_t n = 0; n < count; ++n)
+        for (int64_t k = 0; k < c; ++k)
+            for (int64_t i = 0; i < plane; ++i) {
+                const float value = right[(n * c + k) * plane + i];
+                const uint8_t *at = out + item * (nhwc ? (n * plane + i) * c + k : (n * c + k) * plane + i);
+                int16_t half;
+                if (dtype == GRD_FLOAT32) wrong += memcmp(at, &value, sizeof value) != 0;
+                if (dtype == GRD_INT8) wrong += *(const int8_t *)at != element_of(value, dtype, input_scale);
+                memcpy(&half, at, dtype == GRD_FLOAT16 ? 2 : 0);
+                if (dtype == GRD_FLOAT16) wrong += half != element_of(value, dtype, 0);
+            }
+    CHECK_THAT(wrong == 0, ("%s: %dx%d of %d channels, scale %d, dtype %d to %d%s: %d elements differ", variant,
+                            (int)view->extent[2], (int)view->extent[3], (int)view->extent[1], cut->scale_px,
+                            view->dtype, dtype, nhwc ? " NHWC" : "", (int)wrong));
+    free(memory);
+}
+
+/* Every type and layout, or one that is drawn, in every variant. */
+static void check_types(const grd_cut_params *cut, const grd_view *view, int count, const float *right, int all) {
+    static const int dtypes[] = {GRD_FLOAT32, GRD_FLOAT16, GRD_INT8};
+    static const float scales[] = {1 / 127.0f, 2 / 255.0f, 0.003f, 1.7f, 1e-30f};
+    const unsigned drawn = random_bits() % 6;
+    for (int v = 0; runnable(v) != NULL; ++v)
+        for (unsigned t = 0; t < 6; ++t)
+            if (all || t == drawn)
+                check_type(cut, view, count, right, runnable(v), dtypes[t / 2], t % 2, scales[random_bits() % 5]);
+}
+
+static void check_cut(const grd_cut_params *cut, const grd_view *view, int with_workspace, int all_types) {
     const int64_t h = view->extent[2], w = view->extent[3], c = view->extent[1];
     const int64_t shorter = h < w ? h : w;
     int64_t sh = h, sw = w;
@@ -128,24 +225,15 @@ static void check_cut(const grd_cut_params *cut, const grd_view *view, int with_
 
     const size_t bytes = (size_t)(grid.count * cut->channels * cut->patch_h * cut->patch_w) * sizeof(float);
     const size_t scratch_bytes = grd_cut_workspace_bytes(cut, h, w);
-    uint8_t *memory = malloc(bytes + 2 * GUARD), *scratch = malloc(scratch_bytes + 2 * GUARD);
-    memset(memory, 0xa5, bytes + 2 * GUARD);
-    memset(scratch, 0xa5, scratch_bytes + 2 * GUARD);
+    uint8_t *memory = guarded_memory(bytes), *scratch = guarded_memory(scratch_bytes);
     float *out = (float *)(memory + GUARD);
-    grd_view patches = {0};
-    patches.data = out;
-    patches.dtype = GRD_FLOAT32;
-    patches.extent[0] = grid.count;
-    patches.extent[1] = cut->channels;
-    patches.extent[2] = cut->patch_h;
-    patches.extent[3] = cut->patch_w;
-    void *workspace = with_workspace ? scratch + GUARD + 1 : NULL; /* any alignment will do */
-    CHECK(grd_cut_frame(cut, view, &patches, workspace, workspace != NULL ? scratch_bytes : 0) == GRD_OK);
-    int guarded = 1;
-    for (int i = 0; i < GUARD; ++i) guarded = guarded && memory[i] == 0xa5 && memory[GUARD + bytes + (size_t)i] == 0xa5;
-    for (int i = 0; i < GUARD - 1; ++i)
-        guarded = guarded && scratch[i] == 0xa5 && scratch[GUARD + 1 + scratch_bytes + (size_t)i] == 0xa5;
-    CHECK_THAT(guarded, ("%dx%d: written outside", (int)h, (int)w));
+    const grd_view patches = patches_view(out, GRD_FLOAT32, 0, cut, grid.count);
+    grd_cut_options options = options_for("scalar");
+    options.workspace = with_workspace ? scratch + GUARD + 1 : NULL; /* any alignment will do */
+    options.workspace_bytes = with_workspace ? scratch_bytes : 0;
+    CHECK(grd_cut_frame(cut, view, &patches, &options) == GRD_OK);
+    CHECK_THAT(guards_hold(memory, bytes, GUARD) && guards_hold(scratch, scratch_bytes, with_workspace ? GUARD + 1 : 0),
+               ("%dx%d: written outside", (int)h, (int)w));
 
     double worst = 0;
     int32_t misplaced = 0;
@@ -169,6 +257,7 @@ static void check_cut(const grd_cut_params *cut, const grd_view *view, int with_
                         (double)out[(((int64_t)i * cut->channels + k) * cut->patch_h + y) * cut->patch_w + x];
                     if (!(fabs(got - want) <= worst)) worst = fabs(got - want);
                     if (!(got >= 0 && got <= 1)) worst = 9;
+                    if (cut->scale_px == 0 && c == cut->channels && got != (double)(float)want) worst = 8;
                 }
         }
         free(scaled);
@@ -177,6 +266,7 @@ static void check_cut(const grd_cut_params *cut, const grd_view *view, int with_
     CHECK(misplaced == 0);
     CHECK_THAT(worst <= 1e-6, ("%dx%dx%d dtype %d scale %d patch %dx%d: off by %g", (int)h, (int)w, (int)c, view->dtype,
                                cut->scale_px, cut->patch_h, cut->patch_w, worst));
+    check_types(cut, view, grid.count, out, all_types);
     free(scratch);
     free(memory);
 }
@@ -200,7 +290,7 @@ static void check_awkward_sizes(void) {
                     params_of(round % 3 == 0 ? 0 : 1 + (int)(random_bits() % (unsigned)(2 * shorter)), ph, pw,
                               1 + (int)(random_bits() % (unsigned)ph), 1 + (int)(random_bits() % (unsigned)pw),
                               c == 3 && random_bits() % 2 ? 3 : 1);
-                check_cut(&cut, &f.view, round % 2);
+                check_cut(&cut, &f.view, round % 2, 0);
                 free(f.memory);
             }
 }
@@ -215,7 +305,7 @@ static void check_layouts(void) {
                     for (int s = 0; s < 4; ++s) {
                         frame f = make_frame(dtype, 21, 35, c, layout, 0);
                         grd_cut_params cut = params_of(scales[s], 8, 9, 5, 7, channels);
-                        check_cut(&cut, &f.view, s % 2);
+                        check_cut(&cut, &f.view, s % 2, 1);
                         free(f.memory);
                     }
 }
@@ -224,13 +314,13 @@ static void check_layouts(void) {
 static void check_extremes(void) {
     frame f = make_frame(GRD_UINT16, 65536, 2, 1, INTERLEAVED, 1);
     grd_cut_params cut = params_of(1, 256, 1, 200, 1, 1);
-    check_cut(&cut, &f.view, 0);
+    check_cut(&cut, &f.view, 0, 0);
     f.view = grd_view_of_frame(f.memory, GRD_UINT16, 2, 65536, 1, 0);
     cut = params_of(1, 1, 256, 1, 200, 1);
-    check_cut(&cut, &f.view, 1);
+    check_cut(&cut, &f.view, 1, 0);
     f.view = grd_view_of_frame(f.memory, GRD_UINT16, 300, 200, 1, 0);
     cut = params_of(7, 7, 7, 7, 7, 1);
-    check_cut(&cut, &f.view, 1);
+    check_cut(&cut, &f.view, 1, 0);
     f.view = grd_view_of_frame(f.memory, GRD_UINT16, 65536, 1, 1, 0);
     cut = params_of(0, 65536, 1, 1, 1, 1);
     grd_view patches = {0};
@@ -239,10 +329,173 @@ static void check_extremes(void) {
     patches.dtype = GRD_FLOAT32;
     patches.extent[0] = patches.extent[1] = patches.extent[3] = 1;
     patches.extent[2] = 65536;
-    CHECK(grd_cut_frame(&cut, &f.view, &patches, NULL, 0) == GRD_OK);
+    CHECK(grd_cut_frame(&cut, &f.view, &patches, NULL) == GRD_OK);
     CHECK(out[0] == 1.0f && out[65535] == 1.0f);
     free(out);
     free(f.memory);
+}
+
+/* Every value of both types of pixels is divided with one rounding. */
+static void check_every_value(void) {
+    static uint16_t words[65536];
+    static uint8_t bytes[256];
+    static float out[65536];
+    for (int i = 0; i < 65536; ++i) words[i] = (uint16_t)i;
+    for (int i = 0; i < 256; ++i) bytes[i] = (uint8_t)i;
+    for (int v = 0; runnable(v) != NULL; ++v)
+        for (int dtype = GRD_UINT8; dtype <= GRD_UINT16; ++dtype) {
+            const int side = dtype == GRD_UINT8 ? 16 : 256, count = side * side;
+            const grd_cut_params cut = params_of(0, side, side, side, side, 1);
+            const grd_view frame = grd_view_of_frame(dtype == GRD_UINT8 ? (void *)bytes : (void *)words, dtype, side,
+                                                     side, 1, 0);
+            const grd_view patches = patches_view(out, GRD_FLOAT32, 0, &cut, 1);
+            const grd_cut_options options = options_for(runnable(v));
+            CHECK(grd_cut_frame(&cut, &frame, &patches, &options) == GRD_OK);
+            int wrong = 0;
+            for (int i = 0; i < count; ++i) wrong += out[i] != (float)((double)i / (count - 1));
+            CHECK_THAT(wrong == 0, ("%s: %d of %d values", runnable(v), wrong, count));
+        }
+}
+
+/* Memory layouts of maps and patches to stitch. */
+enum { DENSE, STRETCHED, SCORES, MAPS };
+
+static float stored_value(const uint8_t *at, int dtype) {
+    float value;
+    if (dtype == GRD_UINT8) return *at;
+    if (dtype == GRD_FLOAT32) return memcpy(&value, at, sizeof value), value;
+    uint16_t half; /* normal, positive */
+    memcpy(&half, at, sizeof half);
+    return (float)ldexp(1024 + (half & 1023), (half >> 10) - 25);
+}
+
+static void check_stitch(const grd_cut_params *cut, int64_t h, int64_t w, int dtype, int layout) {
+    grd_grid grid = {0};
+    grid.struct_size = sizeof grid;
+    CHECK(grd_cut_grid(cut, h, w, &grid) == GRD_OK);
+    const int64_t sh = grid.scaled_h, sw = grid.scaled_w, ph = cut->patch_h, pw = cut->patch_w;
+    const int64_t item = dtype == GRD_UINT8 ? 1 : dtype == GRD_FLOAT16 ? 2 : 4, step = layout == STRETCHED ? 3 : 1;
+    grd_view patches = {NULL, dtype, 0, {grid.count, 1, ph, pw}, {0, 0, 0, 0}};
+    const int64_t stride_x = layout == SCORES ? 0 : item * step;
+    const int64_t stride_y = layout == SCORES ? 0 : pw * stride_x + step - 1;
+    const int64_t stride_n = layout == SCORES ? item : ph * stride_y;
+    if (layout != DENSE) {
+        patches.stride_bytes[0] = stride_n;
+        patches.stride_bytes[2] = stride_y;
+        patches.stride_bytes[3] = stride_x;
+    }
+    uint8_t *values = malloc((size_t)(grid.count * stride_n + 8));
+    patches.data = values;
+    for (int64_t n = 0; n < grid.count; ++n)
+        for (int64_t y = 0; y < ph; ++y)
+            for (int64_t x = 0; x < pw; ++x) {
+                const float value = (float)random_bits() * 0x1p-24f;
+                const uint16_t half = (uint16_t)(1024 + random_bits() % 29000);
+                uint8_t *at = values + n * stride_n + y * stride_y + x * stride_x;
+                if (dtype == GRD_UINT8) *at = (uint8_t)random_bits();
+                if (dtype == GRD_FLOAT16) memcpy(at, &half, sizeof half);
+                if (dtype == GRD_FLOAT32) memcpy(at, &value, sizeof value);
+            }
+    double *sums = calloc((size_t)(sh * sw), sizeof *sums), *counts = calloc((size_t)(sh * sw), sizeof *counts);
+    for (int32_t n = 0; n < grid.count; ++n) {
+        int32_t top = 0, left = 0;
+        CHECK(grd_cut_position(cut, &grid, n, &top, &left) == GRD_OK);
+        for (int64_t y = 0; y < ph && top + y < sh; ++y)
+            for (int64_t x = 0; x < pw && left + x < sw; ++x) {
+                const uint8_t *at = values + n * stride_n + y * stride_y + x * stride_x;
+                sums[(top + y) * sw + left + x] += stored_value(at, dtype);
+                counts[(top + y) * sw + left + x] += 1;
+            }
+    }
+
+    const size_t scratch_bytes = grd_cut_workspace_bytes(cut, h, w);
+    for (int v = 0; runnable(v) != NULL; ++v) {
+        grd_view map = {NULL, GRD_FLOAT32, 0, {1, 1, sh, sw}, {0, 0, 0, 0}};
+        const int64_t map_x = 4 * step, map_y = sw * map_x + step - 1;
+        if (step > 1) map.stride_bytes[2] = map_y, map.stride_bytes[3] = map_x;
+        const size_t bytes = (size_t)(sh * map_y);
+        uint8_t *memory = guarded_memory(bytes), *scratch = guarded_memory(scratch_bytes);
+        map.data = memory + GUARD + (step > 1);
+        grd_cut_options options = options_for(runnable(v));
+        const char *ran = NULL;
+        options.ran = &ran;
+        options.workspace = v % 2 ? scratch + GUARD + 1 : NULL;
+        options.workspace_bytes = v % 2 ? scratch_bytes : 0;
+        CHECK(grd_stitch_frame(cut, h, w, &patches, &map, &options) == GRD_OK);
+        CHECK(ran != NULL && strcmp(ran, runnable(v)) == 0);
+        CHECK(guards_hold(memory, bytes, GUARD + (step > 1)));
+        CHECK(guards_hold(scratch, scratch_bytes, v % 2 ? GUARD + 1 : 0));
+        int wrong = 0;
+        for (int64_t y = 0; y < sh; ++y)
+            for (int64_t x = 0; x < sw; ++x) {
+                const float found = stored_value((uint8_t *)map.data + y * map_y + x * map_x, GRD_FLOAT32);
+                wrong += found != (float)(sums[y * sw + x] / counts[y * sw + x]);
+            }
+        CHECK_THAT(wrong == 0, ("%s: %dx%d dtype %d layout %d: %d pixels of the map", runnable(v), (int)h, (int)w,
+                                dtype, layout, wrong));
+        free(scratch);
+        free(memory);
+    }
+    free(counts);
+    free(sums);
+    free(values);
+}
+
+static void check_stitching(void) {
+    static const int dtypes[] = {GRD_FLOAT32, GRD_FLOAT16, GRD_UINT8};
+    for (int i = 0; i < SIZES; ++i)
+        for (int j = 0; j < SIZES; ++j)
+            for (int round = 0; round < 3; ++round) {
+                const int ph = kSizes[random_bits() % SIZES], pw = kSizes[random_bits() % SIZES];
+                const int scale = random_bits() % 2 ? 0 : 1 + (int)(random_bits() % 40);
+                const grd_cut_params cut = params_of(scale, ph, pw, 1 + (int)(random_bits() % (unsigned)ph),
+                                                     1 + (int)(random_bits() % (unsigned)pw), 1);
+                check_stitch(&cut, kSizes[i], kSizes[j], dtypes[round], (int)(random_bits() % MAPS));
+            }
+}
+
+/* Nothing may be written; scores that are NaN stay with their patches. */
+static void check_stitching_errors(void) {
+    const grd_cut_params cut = params_of(0, 4, 4, 4, 4, 3);
+    float values[6] = {0, 1, NAN, 3, 4, 5}, out[8 * 12];
+    const grd_view good = {values, GRD_FLOAT32, 0, {6, 1, 4, 4}, {sizeof(float), 0, 0, 0}};
+    const grd_view good_map = {out, GRD_FLOAT32, 0, {1, 1, 8, 12}, {0, 0, 0, 0}};
+    memset(out, 0xa5, sizeof out);
+#define WITH(which, change, expected) \
+    do { \
+        grd_view view = good, map = good_map; \
+        grd_cut_params params = cut; \
+        grd_cut_options options = options_for(NULL); \
+        which.change; \
+        CHECK_THAT(grd_stitch_frame(&params, 8, 12, &view, &map, &options) == (expected), (#which "." #change)); \
+    } while (0)
+    WITH(params, struct_size = 0, GRD_ERR_STRUCT_SIZE);
+    WITH(params, patch_h = 0, GRD_ERR_ARGUMENT);
+    WITH(params, patch_h = 5, GRD_ERR_SHAPE);
+    WITH(view, data = NULL, GRD_ERR_ARGUMENT);
+    WITH(view, dtype = GRD_UINT16, GRD_ERR_DTYPE);
+    WITH(view, dtype = GRD_INT8, GRD_ERR_DTYPE);
+    WITH(view, space = 1, GRD_ERR_SPACE);
+    WITH(view, extent[0] = 5, GRD_ERR_SHAPE);
+    WITH(view, extent[1] = 3, GRD_ERR_SHAPE);
+    WITH(view, stride_bytes[0] = INT64_MAX, GRD_ERR_STRIDE);
+    WITH(map, data = NULL, GRD_ERR_ARGUMENT);
+    WITH(map, dtype = GRD_FLOAT16, GRD_ERR_DTYPE);
+    WITH(map, extent[3] = 11, GRD_ERR_SHAPE);
+    WITH(map, stride_bytes[2] = 48, GRD_ERR_STRIDE); /* and 0 along x */
+    WITH(options, struct_size = 4, GRD_ERR_STRUCT_SIZE);
+    WITH(options, variant = "abacus", GRD_ERR_VARIANT);
+    WITH(options, workspace = values, GRD_ERR_BUFFER);
+#undef WITH
+    CHECK(grd_stitch_frame(NULL, 8, 12, &good, &good_map, NULL) == GRD_ERR_ARGUMENT);
+    CHECK(grd_stitch_frame(&cut, 8, 12, NULL, &good_map, NULL) == GRD_ERR_ARGUMENT);
+    CHECK(grd_stitch_frame(&cut, 8, 12, &good, NULL, NULL) == GRD_ERR_ARGUMENT);
+    CHECK(grd_stitch_frame(&cut, 0, 12, &good, &good_map, NULL) == GRD_ERR_SHAPE);
+    int untouched = 1;
+    for (size_t i = 0; i < sizeof out; ++i) untouched = untouched && ((uint8_t *)out)[i] == 0xa5;
+    CHECK(untouched);
+    CHECK(grd_stitch_frame(&cut, 8, 12, &good, &good_map, NULL) == GRD_OK);
+    CHECK(out[0] == 0 && out[4] == 1 && isnan(out[8]) && out[4 * 12] == 3 && out[95] == 5);
 }
 
 /* Each call with one thing wrong; nothing may be written. */
@@ -285,7 +538,7 @@ static void check_errors(void) {
     do { \
         grd_cut_params bad = good; \
         bad.field = value; \
-        CHECK(grd_cut_frame(&bad, &f.view, &patches, NULL, 0) == (expected)); \
+        CHECK(grd_cut_frame(&bad, &f.view, &patches, NULL) == (expected)); \
         CHECK(grd_cut_workspace_bytes(&bad, 20, 30) == 0); \
     } while (0)
     WITH(struct_size, 0, GRD_ERR_STRUCT_SIZE);
@@ -307,16 +560,16 @@ static void check_errors(void) {
 #undef WITH
     grd_cut_params color = good;
     color.channels = 3;
-    CHECK(grd_cut_frame(&color, &f.view, &patches, NULL, 0) == GRD_ERR_FRAME_CHANNELS);
-    CHECK(grd_cut_frame(NULL, &f.view, &patches, NULL, 0) == GRD_ERR_ARGUMENT);
-    CHECK(grd_cut_frame(&good, NULL, &patches, NULL, 0) == GRD_ERR_ARGUMENT);
-    CHECK(grd_cut_frame(&good, &f.view, NULL, NULL, 0) == GRD_ERR_ARGUMENT);
+    CHECK(grd_cut_frame(&color, &f.view, &patches, NULL) == GRD_ERR_FRAME_CHANNELS);
+    CHECK(grd_cut_frame(NULL, &f.view, &patches, NULL) == GRD_ERR_ARGUMENT);
+    CHECK(grd_cut_frame(&good, NULL, &patches, NULL) == GRD_ERR_ARGUMENT);
+    CHECK(grd_cut_frame(&good, &f.view, NULL, NULL) == GRD_ERR_ARGUMENT);
 
 #define WITH(which, change, expected) \
     do { \
         grd_view view = f.view, to = patches; \
         which.change; \
-        CHECK_THAT(grd_cut_frame(&good, &view, &to, NULL, 0) == (expected), (#which "." #change)); \
+        CHECK_THAT(grd_cut_frame(&good, &view, &to, NULL) == (expected), (#which "." #change)); \
     } while (0)
     WITH(view, data = NULL, GRD_ERR_ARGUMENT);
     WITH(view, dtype = GRD_FLOAT32, GRD_ERR_DTYPE);
@@ -331,6 +584,8 @@ static void check_errors(void) {
     WITH(to, data = NULL, GRD_ERR_ARGUMENT);
     WITH(to, data = (char *)out + 1, GRD_ERR_ARGUMENT);
     WITH(to, dtype = GRD_UINT8, GRD_ERR_DTYPE);
+    WITH(to, dtype = GRD_UINT16, GRD_ERR_DTYPE);
+    WITH(to, dtype = GRD_INT8, GRD_ERR_ARGUMENT); /* without input_scale */
     WITH(to, space = 7, GRD_ERR_SPACE);
     WITH(to, extent[0] = 5, GRD_ERR_SHAPE);
     WITH(to, extent[1] = 3, GRD_ERR_SHAPE);
@@ -339,22 +594,49 @@ static void check_errors(void) {
 #undef WITH
     const size_t bytes = grd_cut_workspace_bytes(&good, 20, 30);
     CHECK(bytes > 0 && bytes <= sizeof scratch);
-    CHECK(grd_cut_frame(&good, &f.view, &patches, scratch, bytes - 1) == GRD_ERR_BUFFER);
+    const char *ran = "none";
+#define WITH(change, expected) \
+    do { \
+        grd_cut_options options = {sizeof options, 1, NULL, &ran, scratch, bytes}; \
+        grd_view to = patches; \
+        to.dtype = GRD_INT8; \
+        options.change; \
+        CHECK_THAT(grd_cut_frame(&good, &f.view, &to, &options) == (expected), ("options." #change)); \
+    } while (0)
+    WITH(struct_size = 0, GRD_ERR_STRUCT_SIZE);
+    WITH(struct_size = sizeof options - 1, GRD_ERR_STRUCT_SIZE);
+    WITH(input_scale = 0, GRD_ERR_ARGUMENT);
+    WITH(input_scale = -1, GRD_ERR_ARGUMENT);
+    WITH(input_scale = INFINITY, GRD_ERR_ARGUMENT);
+    WITH(input_scale = NAN, GRD_ERR_ARGUMENT);
+    WITH(variant = "abacus", GRD_ERR_VARIANT);
+    WITH(workspace_bytes = bytes - 1, GRD_ERR_BUFFER);
+    setenv("GRD_FORCE_VARIANT", "abacus", 1);
+    WITH(variant = NULL, GRD_ERR_VARIANT);
+    unsetenv("GRD_FORCE_VARIANT");
+#undef WITH
+    CHECK(strcmp(ran, "none") == 0);
     int untouched = 1;
     for (size_t i = 0; i < sizeof out; ++i) untouched = untouched && ((uint8_t *)out)[i] == 0xa5;
     CHECK(untouched);
 
     patches.stride_bytes[0] = 400, patches.stride_bytes[1] = 400, patches.stride_bytes[2] = 40,
     patches.stride_bytes[3] = 4;
-    CHECK(grd_cut_frame(&good, &rgb.view, &patches, scratch, bytes) == GRD_OK); /* dense strides may be spelled out */
+    const grd_cut_options plain = {sizeof plain, 0, NULL, &ran, scratch, bytes};
+    CHECK(grd_cut_frame(&good, &rgb.view, &patches, &plain) == GRD_OK); /* dense strides may be spelled out */
+    CHECK(strcmp(ran, grd_variant_active(NULL)) == 0);
     free(f.memory);
     free(rgb.memory);
 }
 
 int main(void) {
+    unsetenv("GRD_FORCE_VARIANT");
     check_awkward_sizes();
     check_layouts();
     check_extremes();
+    check_every_value();
     check_errors();
+    check_stitching();
+    check_stitching_errors();
     return checks_report();
 }

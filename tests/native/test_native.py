@@ -41,6 +41,7 @@ STRUCTURES = {
     "grd_score_params": _native.ScoreParams,
     "grd_score_outputs": _native.ScoreOutputs,
     "grd_cut_params": _native.CutParams,
+    "grd_cut_options": _native.CutOptions,
     "grd_grid": _native.Grid,
     "grd_bundle_info": _native.BundleInfo,
     "grd_inspector_params": _native.InspectorParams,

@@ -1,6 +1,6 @@
 """Properties of the scoring kernels that hold for every variant, type and size: docs/method.md, section 5.
 
-Accuracy and layouts are in kernels/test/test_score*.c and test_runtime.py.
+Accuracy and layouts are in kernels/test/test_score*.c and test_kernels.py.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grd_edge import runtime
+from grd_edge import kernels
 from grd_edge.patches import PatchGrid
 from grd_edge.score import score_patches_f64
 
-VARIANTS = [name for name, supported in runtime.kernel_variants().items() if supported]
+VARIANTS = [name for name, supported in kernels.variants().items() if supported]
 X_TYPES, X_HAT_TYPES = (np.uint8, np.float16, np.float32), (np.float16, np.float32)
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -35,7 +35,7 @@ def pairs(draw, n=(1, 3), x_types=X_TYPES, x_hat_types=X_HAT_TYPES):
 
 def scored(x, x_hat, roi=None, **options):
     """Scores as arrays of their own, and the variant that ran."""
-    scorer = runtime.Scorer(x.shape, **options)
+    scorer = kernels.Scorer(x.shape, **options)
     scores = scorer(x, x_hat, roi)
     return {name: np.array(getattr(scores, name)) for name in scores.__dataclass_fields__}, scorer.ran
 
@@ -107,7 +107,7 @@ class TestEveryVariant:
     @settings(quick, max_examples=10)
     @given(pair=pairs(n=(1, 7)), threads=st.integers(1, 4))
     def test_threads_do_not_matter(self, variant, window, pair, threads):
-        with runtime.Pool(threads) as pool:
+        with kernels.Pool(threads) as pool:
             found, _ = scored(*pair, variant=variant, window=window, pool=pool)
         assert_same(found, scored(*pair, variant=variant, window=window)[0])
 
@@ -127,6 +127,6 @@ class TestEveryVariant:
     def test_uint8_is_what_the_cutter_makes_of_it(self, variant, window, pair):
         x, x_hat = pair[0][:, :1], pair[1][:, :1]
         h, w = x.shape[2:]
-        cut = runtime.cut_frame(x[0, 0], PatchGrid(h, w, h, w), scale_px=None, channels=1)
+        cut = kernels.cut_frame(x[0, 0], PatchGrid(h, w, h, w), scale_px=None, channels=1)
         found, ran = scored(x, x_hat, variant=variant, window=window)
         assert_same(found, scored(cut, x_hat, variant=ran, window=window)[0])
