@@ -42,7 +42,6 @@ class Segments {
         __mmask16 *inside; /* which of the 16 pixels of a block of a segment lie in the row: span in whole vectors */
         __mmask16 *on_map; /* which lanes of a vector lie on the map: span */
         float *unwanted;   /* where a heatmap that is not wanted goes: w */
-        float *centers;    /* patch means of s and d: c x 2 */
         float *residual;   /* |d| summed over channels so far, where c > 1: kRows x span vectors */
         F *input;          /* s and d of the last kRows rows, row y at y % kRows: c x kRows x in_pitch vectors */
         F *columns;        /* means and variances along y of s, then of d: 2 x kBatch x column_pitch vectors */
@@ -62,7 +61,6 @@ class Segments {
         out->inside = arena.take<__mmask16>((span + kL - 1) / kL * kL);
         out->on_map = arena.take<__mmask16>(span);
         out->unwanted = arena.take<float>(job.w);
-        out->centers = arena.take<float>(job.c * 2);
         out->residual = arena.take<float>(job.c > 1 ? kRows * span * kL : 0);
         out->input = arena.take<F>(job.c * kRows * out->in_pitch);
         out->columns = arena.take<F>(2 * kBatch * out->column_pitch);
@@ -139,10 +137,9 @@ class Segments {
         const auto load = [&](const char *from, int64_t step, int32_t dtype, __mmask16 lanes) {
             return kPlain ? _mm512_maskz_loadu_ps(lanes, from) : load_pixels(from, step, dtype, lanes);
         };
-        const F center_s = set(at.centers[2 * c]), center_d = set(at.centers[2 * c + 1]);
         const F share = set(1.0f / static_cast<float>(job.c)), scale = set(kGuardScale);
         F *out = input_of(c, y);
-        F least = residual_min, largest = residual_max, guard = pixel_guard;
+        F least = residual_min, largest = residual_max, guard = set(0);
         for (int64_t i = 0; i < at.span; i += kL) {
             const int64_t count = kWhole || at.span - i >= kL ? kL : at.span - i;
             F v[kL];
@@ -153,7 +150,7 @@ class Segments {
                 const F s = load(p + x * p_step, p_step, job.x_dtype, wanted) +
                             load(q + x * q_step, q_step, job.x_hat_dtype, wanted);
                 guard = fma(s, scale, guard);
-                v[lane] = s - center_s;
+                v[lane] = s;
             }
             store_transposed(v, out + i, count);
             asm volatile("" ::: "memory"); /* 16 vectors and their transpose need all registers: no pixel is kept */
@@ -163,7 +160,7 @@ class Segments {
                 const __mmask16 wanted = kPlain ? inside : wanted_of(y, x, inside);
                 const F d = load(p + x * p_step, p_step, job.x_dtype, wanted) -
                             load(q + x * q_step, q_step, job.x_hat_dtype, wanted);
-                v[lane] = d - center_d;
+                v[lane] = d;
                 F r = _mm512_abs_ps(d);
                 if (!kPlain && job.c > 1) {
                     float *so_far = at.residual + (index * at.span + i) * kL + lane * count;
@@ -181,22 +178,18 @@ class Segments {
             }
             store_transposed(v, out + at.span + i, count);
         }
-        residual_min = least, residual_max = largest, pixel_guard = guard;
+        residual_min = least, residual_max = largest;
+        pixel_guard = fma(guard, set(kGuardUnscale), pixel_guard);
     }
 
-    /* Holds rows [first, first + kRows). Past the patch the last row repeats: what comes of it is thrown away, it
-     * only has to be defined. */
+    /* Holds rows [first, first + kRows), as far as they exist. */
     template <bool kPlain> void hold_rows(int64_t first) {
         const bool whole = kPlain && job.w % (kL * kL) == 0;
-        for (int64_t c = 0; c < job.c; c++) {
-            for (int64_t y = held_to; y < first + kRows; y++) {
-                if (y < job.h && whole) take_row<kPlain, kPlain>(c, y, y - held_to);
-                else if (y < job.h) take_row<kPlain, false>(c, y, y - held_to);
-                else memcpy(input_of(c, y), input_of(c, y - 1),
-                            static_cast<size_t>(at.in_pitch) * sizeof(F));
-            }
-        }
-        held_to = first + kRows;
+        const int64_t end = first + kRows < job.h ? first + kRows : job.h;
+        for (int64_t c = 0; c < job.c; c++)
+            for (int64_t y = held_to; y < end; y++)
+                whole ? take_row<kPlain, kPlain>(c, y, y - held_to) : take_row<kPlain, false>(c, y, y - held_to);
+        held_to = end;
     }
 
     /* -------------------------------------------------------------------------- columns and rows */
@@ -368,7 +361,6 @@ class Segments {
     }
 
     Result run() {
-        memset(at.centers, 0, sizeof(float) * static_cast<size_t>(2 * job.c));
         const bool plain = is_plain(job, patch);
         for (int64_t y = 0; y < job.map_h; y += kBatch) plain ? batch<true>(y) : batch<false>(y);
         return result();

@@ -9,16 +9,18 @@
  *
  *     G = 1 + w_5 H L,   L = z - 2 + 1/z,   H symmetric with 9 positive taps, the outermost 1
  *
- * and L v = D[i] - D[i-1] with D[i] = v[i+1] - v[i]. For v^2 the first differences are D[i] (v[i+1] + v[i]),
- * without a square. That gives the mean, and the variance around the center value:
+ * and L v = D[i] - D[i-1] with D[i] = v[i+1] - v[i]. Squares are taken relative to a level nearby, v' = v - level:
+ * the middle value of the column, or of the stretch of the row, at hand. Their first differences are
+ * D[i] (v'[i+1] + v'[i]), without a square. That gives the mean, and the variance around the center value:
  *
- *     mean = v + M,           M = w_5 H L v
- *     var  = Q - M (v + mean),  Q = w_5 H L v^2
+ *     mean = v + M,               M = w_5 H L v
+ *     var  = Q' - M (2 v' + M),   Q' = w_5 H L v'^2
  *
  * Every term is as small as the differences in the window. Where v is constant all are 0, at any level. Along
  * x, where v are the means m of columns that have variances u of their own, the variances' mean joins in: the
- * differences of v^2 become those of m^2 + u, and var gains u. s and d are still taken relative to their patch
- * means (added back where the formula needs m_s and m_d), which halves what is left of the error.
+ * differences of v'^2 become those of m'^2 + u, and var gains u. Means are those of the pixels as they are: relative
+ * to a level, a dark part of a bright patch would lose bits of its own level, all in one direction; and squares
+ * relative to 0 would lose the bits of small steps in a bright part (kernels/README.md has the figures).
  *
  * H takes 7 operations in place of 8 for its taps. With T_k = z^k + z^-k,
  *
@@ -74,22 +76,28 @@ template <class V> struct Blur {
         }
     }
 
-    /* M / w_5 of n centers among n + 10 values v, center r being v[r + kReach]; and the n + 9 differences of v^2. */
+    /* The level of n centers among n + 10 values. */
+    static GRD_INLINE F level_of(const F *v, int64_t n) { return v[n / 2 + kReach]; }
+
+    /* M / w_5 of n centers among n + 10 values v, center r being v[r + kReach]; and the n + 9 differences of v'^2. */
     static GRD_INLINE void blur_values(const F *v, int64_t n, F *delta, F *square_step) {
-        F last = v[1], step = V::sub(last, v[0]);
-        square_step[0] = V::mul(step, V::add(last, v[0]));
+        const F level = level_of(v, n);
+        F last = v[1], step = V::sub(last, v[0]), last_off = V::sub(last, level);
+        square_step[0] = V::mul(step, V::add(last_off, V::sub(v[0], level)));
         const auto next = [&](int64_t j) {
-            const F now = v[j + 2], new_step = V::sub(now, last), second = V::sub(new_step, step);
-            square_step[j + 1] = V::mul(new_step, V::add(now, last));
-            last = now, step = new_step;
+            const F now = v[j + 2], off = V::sub(now, level), new_step = V::sub(now, last);
+            const F second = V::sub(new_step, step);
+            square_step[j + 1] = V::mul(new_step, V::add(off, last_off));
+            last = now, last_off = off, step = new_step;
             return second;
         };
         smooth(n, next, [](int64_t, F before) { return before; }, [&](int64_t r, F value) { delta[r] = value; });
     }
 
-    /* Means, and (Q - M (v + mean)) / w_5, which take(r, .) receives. next_step(j): the differences of v^2. */
+    /* Means, and (Q' - M (2 v' + M)) / w_5, which take(r, .) receives. next_step(j): the differences of v'^2. */
     template <class Next, class Take>
     static GRD_INLINE void blur_squares(const F *v, const F *delta, int64_t n, Next next_step, F *mean, Take take) {
+        const F scale = V::set(kBlurScale), level = level_of(v, n), level2 = V::add(level, level);
         F step = next_step(0);
         const auto next = [&](int64_t j) {
             const F new_step = next_step(j + 1), second = V::sub(new_step, step);
@@ -97,9 +105,9 @@ template <class V> struct Blur {
             return second;
         };
         const auto old = [&](int64_t r, F before) {
-            const F center = v[r + kReach], m = V::fma(V::set(kBlurScale), delta[r], center);
-            mean[r] = m;
-            return V::fnma(delta[r], V::add(center, m), before);
+            const F center = v[r + kReach], off2 = V::sub(V::add(center, center), level2);
+            mean[r] = V::fma(scale, delta[r], center);
+            return V::fnma(delta[r], V::fma(scale, delta[r], off2), before);
         };
         smooth(n, next, old, take);
     }
@@ -129,9 +137,8 @@ template <class V> struct Blur {
 
     /* (a + b - a b) / 2 over one denominator; v_s has 2 C2 in it. With a = A / D1 and b = B / D2 the numerator is
      * A D2 + B (D1 - A). Where d is 0 all terms are 0. */
-    static GRD_INLINE F half_distance(F m_s, F m_d, F v_s, F v_d, F center_s, F center_d) {
-        const F c1 = V::set(static_cast<float>(2 * kC1));
-        const F s = V::add(m_s, center_s), d = V::add(m_d, center_d), d2 = V::mul(d, d), s2 = V::fma(s, s, c1);
+    static GRD_INLINE F half_distance(F s, F d, F v_s, F v_d) {
+        const F c1 = V::set(static_cast<float>(2 * kC1)), d2 = V::mul(d, d), s2 = V::fma(s, s, c1);
         const F den2 = V::add(v_s, v_d);
         const F num = V::fma(d2, den2, V::mul(v_d, V::sub(s2, d2)));
         return V::div(num, V::mul(V::add(s2, d2), den2));

@@ -63,7 +63,6 @@ template <class V> class Fused {
     /* Arrays of vectors are declared by their elements; each begins on a kAlign boundary. */
     struct Layout {
         int64_t blocks;   /* vectors that cover a row of the input */
-        float *centers;   /* patch means of s and d: c x 2 */
         float *residual;  /* |d| summed over channels so far, where c > 1: kTall x blocks vectors */
         float *taken;     /* s and d of the chunk's input rows: V::kChunk x 2 x kTall vectors */
         float *column;    /* of a block: square steps, deltas, means, variances; kTall vectors each */
@@ -79,7 +78,6 @@ template <class V> class Fused {
         Arena arena(base);
         const int64_t blocks = out->blocks = (job.w + kL - 1) / kL, pitch = blocks * kL;
         const int64_t local = job.want_local ? job.local : 0;
-        out->centers = arena.take<float>(job.c * 2);
         out->residual = arena.take<float>(job.c > 1 ? kTall * pitch : 0);
         out->taken = arena.take<float>(V::kChunk * 2 * kTall * kL);
         out->column = arena.take<float>(4 * kTall * kL);
@@ -143,7 +141,6 @@ template <class V> class Fused {
         const bool first_channel = kPlain || c == 0, last_channel = kPlain || c + 1 == job.c;
         const int64_t p_step = kPlain ? dense : view.stride_x, q_step = kPlain ? dense : view_hat.stride_x;
         const bool masked = !kPlain && patch.roi.data;
-        const F center_s = V::set(at.centers[2 * c]), center_d = V::set(at.centers[2 * c + 1]);
         const F share = V::set(1.0f / static_cast<float>(job.c)), scale = V::set(kGuardScale);
         F least = residual_min, largest = residual_max, guard = V::set(0);
         const int64_t old = held_to - y, inside = y + rows < job.h ? rows : job.h - y;
@@ -161,8 +158,7 @@ template <class V> class Fused {
                     value = V::keep(wanted, value), value_hat = V::keep(wanted, value_hat);
                 }
                 *s = V::add(value, value_hat), *d = V::sub(value, value_hat);
-                out[0] = V::sub(*s, center_s);
-                out[kTall] = V::sub(*d, center_d);
+                out[0] = *s, out[kTall] = *d;
                 out += 2 * kTall;
             };
             F s, d;
@@ -261,12 +257,11 @@ template <class V> class Fused {
         };
         blur(kMeanS, mean, var);
         blur(kMeanD, mean_d, var_d);
-        const F center_s = V::set(at.centers[2 * c]), center_d = V::set(at.centers[2 * c + 1]);
         const bool last_channel = c + 1 == job.c;
         for (int64_t i = 0; i < n; i += kL) {
             F out[kL];
             GRD_UNROLL for (int k = 0; k < kL; k++)
-                out[k] = B::half_distance(mean[i + k], mean_d[i + k], var[i + k], var_d[i + k], center_s, center_d);
+                out[k] = B::half_distance(mean[i + k], mean_d[i + k], var[i + k], var_d[i + k]);
             for (int64_t k = job.map_w - x - i; k < kL; k++) out[k] = V::set(0); /* past the map */
             if (c > 0)
                 for (int k = 0; k < kL; k++) out[k] = V::add(out[k], so_far[x + i + k]);
@@ -392,7 +387,6 @@ template <class V> class Fused {
     }
 
     Result run() {
-        find_centers(job, patch, at.centers);
         const bool plain = is_plain(job, patch);
         for (int64_t y = 0; y < job.map_h; y += kRows) plain ? batch<true>(y) : batch<false>(y);
         return result();

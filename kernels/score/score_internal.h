@@ -142,26 +142,6 @@ static inline bool of_interest(const Mask &roi, int64_t y, int64_t x) {
     return !roi.data || roi.data[y * roi.stride_y + x * roi.stride_x] != 0;
 }
 
-/* Means of s and d over a grid of at most 8 x 8 pixels, for each channel: any value near the patch's level will do. */
-static inline void find_centers(const Job &job, const Patch &patch, float *centers) {
-    const int64_t step_y = (job.h + 7) / 8, step_x = (job.w + 7) / 8;
-    for (int64_t c = 0; c < job.c; c++) {
-        double s = 0, d = 0, count = 0;
-        for (int64_t y = 0; y < job.h; y += step_y) {
-            for (int64_t x = 0; x < job.w; x += step_x) {
-                count++;
-                if (!of_interest(patch.roi, y, x)) continue;
-                const double p = load_pixel(pixel_at(patch.x, c, y, x), job.x_dtype);
-                const double q = load_pixel(pixel_at(patch.x_hat, c, y, x), job.x_hat_dtype);
-                s += p + q;
-                d += p - q;
-            }
-        }
-        centers[2 * c] = static_cast<float>(s / count);
-        centers[2 * c + 1] = static_cast<float>(d / count);
-    }
-}
-
 /* One channel, every row dense FLOAT32, no mask: the common patch, whose loops have no choices in them. */
 static inline bool is_plain(const Job &job, const Patch &patch) {
     const int64_t dense = sizeof(float);
