@@ -55,15 +55,20 @@ static inline int64_t bytes_of(int32_t dtype) {
     return dtype == GRD_FLOAT32 ? 4 : dtype == GRD_UINT8 || dtype == GRD_INT8 ? 1 : 2;
 }
 
+/* Strides of a dense view, N,C,H,W or N,H,W,C. */
+static inline void dense_strides(const grd_view *view, int interleaved, int64_t *s) {
+    const int64_t pixel = bytes_of(view->dtype), *e = view->extent;
+    if (interleaved) s[1] = pixel, s[3] = pixel * e[1], s[2] = s[3] * e[3], s[0] = s[2] * e[2];
+    else s[3] = pixel, s[2] = pixel * e[3], s[1] = s[2] * e[2], s[0] = s[1] * e[1];
+}
+
 /* Layouts of a valid view; strides in bytes, with gaps between rows. */
 static inline void lay_out(grd_view *view, uint8_t layout) {
     const int64_t pixel = bytes_of(view->dtype), *e = view->extent;
     int64_t *s = view->stride_bytes;
     memset(s, 0, 4 * sizeof *s);
     switch (layout % 6) {
-    case 1: /* channels last */
-        s[1] = pixel, s[3] = pixel * e[1], s[2] = s[3] * e[3], s[0] = s[2] * e[2];
-        break;
+    case 1: dense_strides(view, 1, s); break;
     case 2: /* an odd number of bytes between rows */
         s[3] = pixel, s[2] = pixel * e[3] + 3, s[1] = s[2] * e[2], s[0] = s[1] * e[1];
         break;

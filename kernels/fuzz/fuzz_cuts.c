@@ -26,9 +26,9 @@ static int verdict_of_grid(const grd_cut_params *cut, int64_t h, int64_t w, grd_
     taken = taken && is_side(cut->patch_h) && cut->stride_y >= 1 && cut->stride_y <= cut->patch_h;
     taken = taken && is_side(cut->patch_w) && cut->stride_x >= 1 && cut->stride_x <= cut->patch_w;
     taken = taken && (cut->channels == 1 || cut->channels == 3) && (cut->padding == 0 || cut->padding == 1);
-    const double ratio = cut->scale_px > 0 ? cut->scale_px : (double)(h < w ? h : w);
-    const double scaled_h = floor((double)h * ratio / (double)(h < w ? h : w) + 0.5);
-    const double scaled_w = floor((double)w * ratio / (double)(h < w ? h : w) + 0.5);
+    const double side = (double)(h < w ? h : w), to = cut->scale_px > 0 ? cut->scale_px : side;
+    const double scaled_h = taken ? floor((double)h * to / side + 0.5) : 0;
+    const double scaled_w = taken ? floor((double)w * to / side + 0.5) : 0;
     taken = taken && is_side(scaled_h) && is_side(scaled_w);
     taken = taken && (cut->padding == 1 || (scaled_h >= cut->patch_h && scaled_w >= cut->patch_w));
     if (taken) {
@@ -99,13 +99,6 @@ typedef struct cutting {
     uint8_t shift; /* of both memories: 2 bits each */
     uint32_t seed;
 } cutting;
-
-/* Strides of dense patches, N,C,H,W or N,H,W,C. */
-static void dense_strides(const grd_view *view, int interleaved, int64_t *s) {
-    const int64_t pixel = bytes_of(view->dtype), *e = view->extent;
-    if (interleaved) s[1] = pixel, s[3] = pixel * e[1], s[2] = s[3] * e[3], s[0] = s[2] * e[2];
-    else s[3] = pixel, s[2] = pixel * e[3], s[1] = s[2] * e[2], s[0] = s[1] * e[1];
-}
 
 static void read_cutting(reader *in, cutting *out) {
     static const int32_t kPatches[] = {GRD_FLOAT32, GRD_FLOAT16, GRD_INT8}, kFrames[] = {GRD_UINT8, GRD_UINT16};
