@@ -1,4 +1,5 @@
-/* fuzz_kernels.c - any arguments to the kernel-level calls of grd_edge.h: scoring, grids, pools.
+/* fuzz_kernels.c - any arguments to the kernel-level calls of grd_edge.h: scoring and pools here, cutting in
+ * fuzz_cuts.c.
  *
  * SPDX-License-Identifier: Apache-2.0
  *
@@ -6,140 +7,11 @@
  * taken is decided here, from the header's text. A taken one runs over buffers of exactly its views' reach, so that a
  * sanitizer sees every step beside them; a refused one has next to no memory behind its views, must report an argument
  * error and leave every output as it was. */
-#include <math.h>
 #include <stddef.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include "fuzz_targets.h"
-#include "grd_edge.h"
-
-#define REQUIRE(condition) \
-    do { \
-        if (!(condition)) abort(); \
-    } while (0)
-
-enum { kLargestPixels = 800, kLargestBytes = 1 << 16, kUntouched = 0xA5 };
-
-/* ------------------------------------------------------------------------------------------- input */
-
-typedef struct reader {
-    const uint8_t *at;
-    size_t left;
-} reader;
-
-static uint8_t next(reader *in) { /* 0 past the end */
-    if (in->left == 0) return 0;
-    --in->left;
-    return *in->at++;
-}
-
-static int64_t value_of(uint8_t byte) {
-    static const int64_t kOdd[] = {
-        INT64_MAX, INT64_MIN, INT64_MIN + 1, INT64_MAX / 2, INT32_MAX, INT32_MIN, (int64_t)1 << 32,
-        ((int64_t)1 << 32) + 11, 1 << 24, (1 << 24) + 1, 4096, 4097, 65536, 65537, 256, 257, -256, -4096,
-        (int64_t)1 << 61, -((int64_t)1 << 40)};
-    if (byte < 192) return (int64_t)byte - 64;
-    return kOdd[byte % (sizeof kOdd / sizeof kOdd[0])];
-}
-
-/* -------------------------------------------------------------------------------------------- views */
-
-static int64_t bytes_of(int32_t dtype) { return dtype == GRD_FLOAT32 ? 4 : dtype == GRD_UINT8 ? 1 : 2; }
-
-/* Layouts of a valid view; strides in bytes, with gaps between rows. */
-static void lay_out(grd_view *view, uint8_t layout) {
-    const int64_t pixel = bytes_of(view->dtype), *e = view->extent;
-    int64_t *s = view->stride_bytes;
-    memset(s, 0, 4 * sizeof *s);
-    switch (layout % 6) {
-    case 1: /* channels last */
-        s[1] = pixel, s[3] = pixel * e[1], s[2] = s[3] * e[3], s[0] = s[2] * e[2];
-        break;
-    case 2: /* an odd number of bytes between rows */
-        s[3] = pixel, s[2] = pixel * e[3] + 3, s[1] = s[2] * e[2], s[0] = s[1] * e[1];
-        break;
-    case 3: /* from the last pixel backward */
-        s[3] = -pixel, s[2] = s[3] * e[3], s[1] = s[2] * e[2], s[0] = s[1] * e[1];
-        break;
-    case 4: /* transposed */
-        s[2] = pixel, s[3] = pixel * e[2], s[1] = s[3] * e[3], s[0] = s[1] * e[1];
-        break;
-    case 5: /* every third pixel */
-        s[3] = 3 * pixel, s[2] = s[3] * e[3], s[1] = s[2] * e[2], s[0] = s[1] * e[1];
-        break;
-    default: break;
-    }
-}
-
-static int is_dense(const grd_view *view) {
-    const int64_t *s = view->stride_bytes;
-    return s[0] == 0 && s[1] == 0 && s[2] == 0 && s[3] == 0;
-}
-
-/* From the first to the last byte of a view with extents >= 1, and how far the first one lies before `data`. In double:
- * views near the limit of 62 bits are not run, whichever side they are on. */
-static double reach_of(const grd_view *view, double *before) {
-    const double pixel = (double)bytes_of(view->dtype);
-    double reach = 0, step = pixel;
-    *before = 0;
-    for (int axis = 3; axis >= 0; --axis) {
-        const double stride = is_dense(view) ? step : (double)view->stride_bytes[axis];
-        const double span = stride * ((double)view->extent[axis] - 1);
-        if (span < 0) *before -= span;
-        reach += fabs(span);
-        step *= (double)view->extent[axis];
-    }
-    return reach + pixel;
-}
-
-enum { REFUSE, SKIP, TAKE };
-
-static int least(int a, int b) { return a < b ? a : b; }
-
-/* dtypes: a bit for each that the call takes. */
-static int verdict_of_view(const grd_view *view, uint32_t dtypes, int is_output) {
-    double before;
-    if (view->data == NULL || view->space != GRD_SPACE_HOST) return REFUSE;
-    if (view->dtype < 1 || view->dtype > GRD_FLOAT32 || !(dtypes >> view->dtype & 1u)) return REFUSE;
-    for (int axis = 0; axis < 4; ++axis)
-        if (view->extent[axis] < 1) return REFUSE;
-    for (int axis = 0; axis < 4; ++axis) {
-        const int64_t stride = view->stride_bytes[axis], pixel = bytes_of(view->dtype);
-        if (stride == INT64_MIN) return REFUSE;
-        const int overlaps = view->extent[axis] > 1 && stride > -pixel && stride < pixel;
-        if (is_output && !is_dense(view) && overlaps) return REFUSE;
-    }
-    const double reach = reach_of(view, &before);
-    return reach > 0x1p62 * 1.01 ? REFUSE : reach > kLargestBytes ? SKIP : TAKE;
-}
-
-static int same_extents(const grd_view *view, int64_t n, int64_t c, const grd_view *like) {
-    const int64_t *e = view->extent;
-    return e[0] == n && e[1] == c && e[2] == like->extent[2] && e[3] == like->extent[3];
-}
+#include "fuzz_call.h"
 
 /* ---------------------------------------------------------------------------------------- one call */
-
-typedef struct block {
-    uint8_t *bytes;
-    size_t size;
-} block;
-
-static block allocated(size_t size, int content, uint32_t seed) {
-    block out = {malloc(size > 0 ? size : 1), size};
-    if (out.bytes == NULL) exit(1);
-    memset(out.bytes, content, size);
-    for (size_t i = 0; seed != 0 && i < size; ++i) {
-        seed = seed * 1664525u + 1013904223u;
-        out.bytes[i] = (uint8_t)(seed >> 24);
-    }
-    return out;
-}
-
-static void require_untouched(block one) {
-    for (size_t i = 0; i < one.size; ++i) REQUIRE(one.bytes[i] == kUntouched);
-}
 
 enum { X, X_HAT, HEATMAP, ROI, VIEWS };
 
@@ -157,15 +29,6 @@ static grd_pool *shared_pool(void) {
     static grd_pool *pool;
     if (pool == NULL && grd_pool_open(2, &pool) != GRD_OK) exit(1);
     return pool;
-}
-
-static const char *variant_of(uint8_t byte) {
-    static const char *const kUnknown[] = {"", "scala", "scalar ", "AVX2", "abacus"};
-    if (byte < 64) return NULL;
-    if (byte >= 240) return kUnknown[byte % 5];
-    int count = 0;
-    while (grd_variant_name(count) != NULL) ++count;
-    return grd_variant_name(byte % count);
 }
 
 static void read_call(reader *in, call *out) {
@@ -198,13 +61,7 @@ static void change(call *out, uint8_t field, uint8_t byte) {
     static const float kScales[] = {1, 0, -0.0f, 1e-30f, 1e30f, -1, INFINITY, -INFINITY, NAN, 254.5f};
     const int64_t value = value_of(byte);
     if (field < 48) {
-        grd_view *view = &out->view[field / 12];
-        const int part = field % 12;
-        if (part < 4) view->extent[part] = value;
-        else if (part < 8) view->stride_bytes[part - 4] = value;
-        else if (part == 8) view->dtype = (int32_t)value;
-        else if (part == 9) view->space = (int32_t)value;
-        else if (part == 10) view->data = &view->data; /* stands for NULL until memory is handed out */
+        change_view(&out->view[field / kViewParts], field % kViewParts, value);
         return;
     }
     if (field < 52) { /* an extent of all views alike */
@@ -228,6 +85,11 @@ static int verdict_of_params(const grd_score_params *params) {
     if (params->window != GRD_WINDOW_GAUSSIAN && params->window != GRD_WINDOW_BOX) return REFUSE;
     if (params->local_window_px < 0) return REFUSE;
     return isfinite(params->heatmap_scale) && params->heatmap_scale >= 0 ? TAKE : REFUSE;
+}
+
+static int same_extents(const grd_view *view, int64_t n, int64_t c, const grd_view *like) {
+    const int64_t *e = view->extent;
+    return e[0] == n && e[1] == c && e[2] == like->extent[2] && e[3] == like->extent[3];
 }
 
 static int verdict_of_call(const call *one) {
@@ -259,14 +121,7 @@ static int verdict_of_call(const call *one) {
     return least(verdict, pixels > kLargestPixels ? SKIP : TAKE);
 }
 
-/* A structure that is as long as it says, the members that we know first. */
-static void *of_stated_size(const void *known, size_t known_size, uint32_t stated, block *out) {
-    *out = allocated(stated < 4 ? 4 : stated > 4096 ? 4096 : stated, 0xFF, 0);
-    memcpy(out->bytes, known, known_size < out->size ? known_size : out->size);
-    return out->bytes;
-}
-
-static void require_figures(const call *one, const block *figures) {
+UNTRACED static void require_figures(const call *one, const block *figures) {
     for (int i = 0; i < 4; ++i)
         for (size_t n = 0; n < figures[i].size / sizeof(float) && one->wanted >> i & 1; ++n) {
             float value;
@@ -331,51 +186,7 @@ static void score(call *one) {
     free(space.bytes), free(sized[0].bytes), free(sized[1].bytes);
 }
 
-/* ----------------------------------------------------------------------------------- grids and pools */
-
-static void cut(reader *in) {
-    grd_cut_params params;
-    memset(&params, 0, sizeof params);
-    params.struct_size = sizeof params;
-    params.channels = 1;
-    params.patch_h = 1 + next(in), params.patch_w = 1 + next(in);
-    params.stride_y = 1 + next(in) % params.patch_h, params.stride_x = 1 + next(in) % params.patch_w;
-    params.scale_px = next(in), params.padding = next(in) & 1;
-    int64_t frame[2] = {1 + 5 * next(in), 1 + 5 * next(in)};
-    grd_grid grid, before;
-    memset(&grid, kUntouched, sizeof grid);
-    grid.struct_size = sizeof grid;
-    while (in->left > 0) {
-        int32_t *const fields[] = {&params.scale_px, &params.patch_h,  &params.patch_w, &params.stride_y,
-                                   &params.stride_x, &params.channels, &params.padding};
-        const uint8_t field = next(in) % 11;
-        const int64_t value = value_of(next(in));
-        if (field < 7) *fields[field] = (int32_t)value;
-        else if (field < 9) frame[field - 7] = value;
-        else if (field == 9) params.struct_size = (uint32_t)value;
-        else grid.struct_size = (uint32_t)value;
-    }
-    before = grid;
-    const grd_status status = grd_cut_grid(&params, frame[0], frame[1], &grid);
-    const size_t bytes = grd_cut_workspace_bytes(&params, frame[0], frame[1]);
-    int32_t y = -1, x = -1;
-    if (status != GRD_OK) {
-        REQUIRE((status >= 10 && status <= 13) || status == GRD_ERR_FRAME_SIZE);
-        REQUIRE(memcmp(&before, &grid, sizeof grid) == 0);
-        REQUIRE(bytes == 0 || grid.struct_size < sizeof grid);
-        grid.rows = grid.cols = grid.count = 7; /* positions of a grid that is not one */
-        if (grd_cut_position(&params, &grid, 3, &y, &x) != GRD_OK) REQUIRE(y == -1 && x == -1);
-        return;
-    }
-    REQUIRE(bytes > 0 && grid.rows >= 1 && grid.cols >= 1 && grid.count == grid.rows * grid.cols);
-    const int32_t end_y = grid.scaled_h > params.patch_h ? grid.scaled_h - params.patch_h : 0;
-    const int32_t end_x = grid.scaled_w > params.patch_w ? grid.scaled_w - params.patch_w : 0;
-    REQUIRE(grd_cut_position(&params, &grid, 0, &y, &x) == GRD_OK && y == 0 && x == 0);
-    REQUIRE(grd_cut_position(&params, &grid, grid.count - 1, &y, &x) == GRD_OK && y == end_y && x == end_x);
-    y = x = -1;
-    REQUIRE(grd_cut_position(&params, &grid, grid.count, &y, &x) == GRD_ERR_ARGUMENT);
-    REQUIRE(grd_cut_position(&params, &grid, -1, &y, &x) == GRD_ERR_ARGUMENT && y == -1 && x == -1);
-}
+/* ------------------------------------------------------------------------------------------- pools */
 
 static void open_pool(reader *in) {
     const int32_t threads = (int32_t)value_of(next(in));
@@ -392,8 +203,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const uint8_t kind = next(&in);
     if (kind >= 254) {
         open_pool(&in);
+    } else if (kind >= 240) {
+        fuzz_grid(&in);
     } else if (kind >= 192) {
-        cut(&in);
+        fuzz_cutting(&in, kind >= 216);
     } else {
         call one;
         read_call(&in, &one);

@@ -128,14 +128,12 @@ size_t lay_out(const grd_cut_params &cut, const grd_grid &grid, int64_t frame_w,
 template <class T> class Rows {
 public:
     Rows(const grd_view &frame, uint8_t *gathered) : base_(static_cast<const uint8_t *>(frame.data)) {
-        const int64_t c = frame.extent[1], h = frame.extent[2], w = frame.extent[3], bytes = sizeof(T);
-        const int64_t *stride = frame.stride_bytes;
-        const bool dense = stride[0] == 0 && stride[1] == 0 && stride[2] == 0 && stride[3] == 0;
+        const int64_t c = frame.extent[1], w = frame.extent[3], bytes = sizeof(T);
+        int64_t stride[4];
+        strides_of(frame, false, stride);
         c_ = static_cast<int>(c);
         w_ = w;
-        stride_c_ = dense ? h * w * bytes : stride[1];
-        stride_y_ = dense ? w * bytes : stride[2];
-        stride_x_ = dense ? bytes : stride[3];
+        stride_c_ = stride[1], stride_y_ = stride[2], stride_x_ = stride[3];
         const bool whole_pixels = c == 1 || stride_c_ == bytes;
         const bool touching = w == 1 || stride_x_ == c * bytes;
         const bool even = reinterpret_cast<uintptr_t>(base_) % sizeof(T) == 0 && stride_y_ % bytes == 0;
@@ -298,7 +296,9 @@ grd_status check_frame(const grd_cut_params &cut, const grd_view *frame) {
     const int64_t c = frame->extent[1];
     if (c < 1) return GRD_ERR_SHAPE;
     if ((c != 1 && c != 3) || (c == 1 && cut.channels == 3)) return GRD_ERR_FRAME_CHANNELS;
-    return GRD_OK;
+    if (frame->extent[2] < 1 || frame->extent[3] < 1) return GRD_ERR_SHAPE;
+    int64_t stride[4];
+    return strides_of(*frame, false, stride);
 }
 
 /* Reads what the engine takes off the view. */

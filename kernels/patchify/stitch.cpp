@@ -20,27 +20,29 @@ struct Scratch {
     float *values; /* a row of a patch, or of the map */
 };
 
-size_t lay_out(const grd_cut_params &cut, const grd_grid &grid, uint8_t *base, Scratch *out) {
-    const size_t w = static_cast<size_t>(grid.scaled_w > cut.patch_w ? grid.scaled_w : cut.patch_w);
-    out->sums = reinterpret_cast<double *>(base);
-    out->counts = reinterpret_cast<int32_t *>(base + w * sizeof(double));
-    out->values = reinterpret_cast<float *>(base + w * (sizeof(double) + sizeof(int32_t)));
-    return w * (sizeof(double) + sizeof(int32_t) + sizeof(float));
+size_t row_px(const grd_cut_params &cut, const grd_grid &grid) {
+    return static_cast<size_t>(grid.scaled_w > cut.patch_w ? grid.scaled_w : cut.patch_w);
+}
+
+Scratch lay_out(uint8_t *base, size_t w) {
+    return {reinterpret_cast<double *>(base), reinterpret_cast<int32_t *>(base + w * sizeof(double)),
+            reinterpret_cast<float *>(base + w * (sizeof(double) + sizeof(int32_t)))};
 }
 
 /* n values of a row as contiguous floats: where they lie already, else gathered. */
 const float *values_of(const uint8_t *from, int32_t dtype, int64_t stride_x, int64_t n, float *gathered) {
     const bool even = reinterpret_cast<uintptr_t>(from) % sizeof(float) == 0;
     if (dtype == GRD_FLOAT32 && stride_x == sizeof(float) && even) return reinterpret_cast<const float *>(from);
-    for (int64_t x = 0; x < n; ++x, from += stride_x) {
+    for (int64_t x = 0; x < n; ++x) {
+        const uint8_t *at = from + x * stride_x;
         uint16_t half;
         if (dtype == GRD_FLOAT32) {
-            std::memcpy(gathered + x, from, sizeof(float));
+            std::memcpy(gathered + x, at, sizeof(float));
         } else if (dtype == GRD_FLOAT16) {
-            std::memcpy(&half, from, sizeof half);
+            std::memcpy(&half, at, sizeof half);
             gathered[x] = float_from_half(half);
         } else {
-            gathered[x] = *from;
+            gathered[x] = *at;
         }
     }
     return gathered;
@@ -57,8 +59,7 @@ grd_status check_maps(const grd_view *view, const int64_t *extent, bool is_outpu
 } // namespace
 
 size_t stitch_bytes(const grd_cut_params &cut, const grd_grid &grid) {
-    Scratch scratch;
-    return lay_out(cut, grid, nullptr, &scratch);
+    return row_px(cut, grid) * (sizeof(double) + sizeof(int32_t) + sizeof(float));
 }
 
 grd_status stitch(const grd_cut_params &cut, const grd_grid &grid, const int32_t *slots, const grd_view &patches,
@@ -72,8 +73,7 @@ grd_status stitch(const grd_cut_params &cut, const grd_grid &grid, const int32_t
     CutWorkspace workspace;
     if (const grd_status status = workspace.open(used, stitch_bytes(cut, grid) + kCutAlign - 1)) return status;
 
-    Scratch s;
-    lay_out(cut, grid, workspace.base, &s);
+    const Scratch s = lay_out(workspace.base, row_px(cut, grid));
     const patchify::Kernels &kernels = *patchify::kKernels[variant];
     const size_t w = static_cast<size_t>(grid.scaled_w);
     const int32_t shown_w = grid.scaled_w < cut.patch_w ? grid.scaled_w : cut.patch_w; /* padding is dropped */

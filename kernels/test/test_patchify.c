@@ -479,6 +479,8 @@ static void check_stitching_errors(void) {
     WITH(view, extent[0] = 5, GRD_ERR_SHAPE);
     WITH(view, extent[1] = 3, GRD_ERR_SHAPE);
     WITH(view, stride_bytes[0] = INT64_MAX, GRD_ERR_STRIDE);
+    WITH(view, stride_bytes[1] = INT64_MIN, GRD_ERR_STRIDE);
+    WITH(view, stride_bytes[3] = INT64_MIN + 1, GRD_ERR_STRIDE);
     WITH(map, data = NULL, GRD_ERR_ARGUMENT);
     WITH(map, dtype = GRD_FLOAT16, GRD_ERR_DTYPE);
     WITH(map, extent[3] = 11, GRD_ERR_SHAPE);
@@ -496,6 +498,12 @@ static void check_stitching_errors(void) {
     CHECK(untouched);
     CHECK(grd_stitch_frame(&cut, 8, 12, &good, &good_map, NULL) == GRD_OK);
     CHECK(out[0] == 0 && out[4] == 1 && isnan(out[8]) && out[4 * 12] == 3 && out[95] == 5);
+
+    /* Strides of axes with one pixel lead nowhere, however large. */
+    const grd_cut_params narrow = params_of(0, 2, 1, 2, 1, 1);
+    const grd_view column = {values, GRD_FLOAT32, 0, {1, 1, 2, 1}, {0, 0, sizeof(float), INT64_MAX}};
+    const grd_view column_map = {out, GRD_FLOAT32, 0, {1, 1, 2, 1}, {0, 0, sizeof(float), INT64_MAX}};
+    CHECK(grd_stitch_frame(&narrow, 2, 1, &column, &column_map, NULL) == GRD_OK && out[0] == 0 && out[1] == 1);
 }
 
 /* Each call with one thing wrong; nothing may be written. */
@@ -581,6 +589,14 @@ static void check_errors(void) {
     WITH(view, extent[1] = 4, GRD_ERR_FRAME_CHANNELS);
     WITH(view, extent[2] = 0, GRD_ERR_SHAPE);
     WITH(view, extent[3] = -5, GRD_ERR_SHAPE);
+    WITH(view, extent[2] = INT64_MIN, GRD_ERR_SHAPE);
+    WITH(view, stride_bytes[0] = INT64_MIN, GRD_ERR_STRIDE);
+    WITH(view, stride_bytes[1] = INT64_MIN, GRD_ERR_STRIDE);
+    WITH(view, stride_bytes[2] = INT64_MIN, GRD_ERR_STRIDE);
+    WITH(view, stride_bytes[2] = INT64_MAX, GRD_ERR_STRIDE);
+    WITH(view, stride_bytes[3] = INT64_MIN, GRD_ERR_STRIDE);
+    WITH(view, stride_bytes[3] = INT64_MIN + 1, GRD_ERR_STRIDE);
+    WITH(view, stride_bytes[3] = INT64_MAX / 29, GRD_ERR_STRIDE); /* no product of it overflows, the limit is 62 bits */
     WITH(to, data = NULL, GRD_ERR_ARGUMENT);
     WITH(to, data = (char *)out + 1, GRD_ERR_ARGUMENT);
     WITH(to, dtype = GRD_UINT8, GRD_ERR_DTYPE);
@@ -625,6 +641,8 @@ static void check_errors(void) {
     const grd_cut_options plain = {sizeof plain, 0, NULL, &ran, scratch, bytes};
     CHECK(grd_cut_frame(&good, &rgb.view, &patches, &plain) == GRD_OK); /* dense strides may be spelled out */
     CHECK(strcmp(ran, grd_variant_active(NULL)) == 0);
+    f.view.stride_bytes[0] = f.view.stride_bytes[1] = INT64_MAX; /* of axes with one pixel: they lead nowhere */
+    CHECK(grd_cut_frame(&good, &f.view, &patches, &plain) == GRD_OK);
     free(f.memory);
     free(rgb.memory);
 }
