@@ -46,6 +46,10 @@ constexpr float kFirstNear = 9.38905609893065f, kFirstCenter = 32.21511646018658
 constexpr float kSecondCenter = 20.570258783483077f, kSecondInput = -105.28266910677007f; /* c, d */
 constexpr float kBlurScale = 0.0010283800844791099f; /* w_5 */
 
+/* Centers that share a level: with 64 a search over 100 000 patches of steps found one off by 1.7e-6, with 32 the worst
+ * was 8.9e-7, for 3 % more time. */
+constexpr int64_t kStretch = 32;
+
 template <class V> struct Blur {
     using F = typename V::F;
 
@@ -114,25 +118,35 @@ template <class V> struct Blur {
 
     /* Mean and variance + bias of n centers among n + 10 values. scratch: n and n + 9 vectors. */
     static GRD_INLINE void moments(const F *v, int64_t n, F bias, F *delta, F *square_step, F *mean, F *var) {
-        blur_values(v, n, delta, square_step);
-        blur_squares(
-            v, delta, n, [&](int64_t j) { return square_step[j]; }, mean,
-            [&](int64_t r, F value) { var[r] = V::fma(V::set(kBlurScale), value, bias); });
+        for (int64_t from = 0; from < n; from += kStretch) {
+            const int64_t count = n - from < kStretch ? n - from : kStretch;
+            const F *at = v + from;
+            F *to = var + from;
+            blur_values(at, count, delta, square_step);
+            blur_squares(
+                at, delta, count, [&](int64_t j) { return square_step[j]; }, mean + from,
+                [&](int64_t r, F value) { to[r] = V::fma(V::set(kBlurScale), value, bias); });
+        }
     }
 
     /* The same where the values are means with variances u: those of the whole window. */
     static GRD_INLINE void moments_of_moments(const F *v, const F *u, int64_t n, F *delta, F *square_step, F *mean,
                                               F *var) {
-        blur_values(v, n, delta, square_step);
-        F last = u[0];
-        const auto next_step = [&](int64_t j) {
-            const F now = u[j + 1], step = V::add(V::sub(now, last), square_step[j]);
-            last = now;
-            return step;
-        };
-        blur_squares(v, delta, n, next_step, mean, [&](int64_t r, F value) {
-            var[r] = V::fma(V::set(kBlurScale), value, u[r + kReach]);
-        });
+        for (int64_t from = 0; from < n; from += kStretch) {
+            const int64_t count = n - from < kStretch ? n - from : kStretch;
+            const F *at = v + from, *at_u = u + from;
+            F *to = var + from;
+            blur_values(at, count, delta, square_step);
+            F last = at_u[0];
+            const auto next_step = [&](int64_t j) {
+                const F now = at_u[j + 1], step = V::add(V::sub(now, last), square_step[j]);
+                last = now;
+                return step;
+            };
+            blur_squares(at, delta, count, next_step, mean + from, [&](int64_t r, F value) {
+                to[r] = V::fma(V::set(kBlurScale), value, at_u[r + kReach]);
+            });
+        }
     }
 
     /* (a + b - a b) / 2 over one denominator; v_s has 2 C2 in it. With a = A / D1 and b = B / D2 the numerator is
