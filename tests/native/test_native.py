@@ -14,9 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def ctest(folder: Path) -> None:
-    done = subprocess.run(
-        ["ctest", "--test-dir", str(folder), "--output-on-failure", "--no-tests=error"], capture_output=True, text=True
-    )
+    command = ["ctest", "--test-dir", str(folder), "--output-on-failure", "--no-tests=error", "--parallel", "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert re.search(r"100% tests passed", done.stdout)
 
