@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-NATIVE := CMakeLists.txt setup.py pyproject.toml constraints.txt $(shell find kernels cmake -type f -not -path 'kernels/test/*' -not -path 'kernels/fuzz/*' -not -name '*.md')
+NATIVE := CMakeLists.txt setup.py pyproject.toml constraints.txt $(shell find kernels cmake -type f -not -path 'kernels/test/*' -not -path 'kernels/fuzz/*' -not -path 'kernels/bench/*' -not -name '*.md')
 
 .PHONY: demo test lint fuzz sanitize clean
 
