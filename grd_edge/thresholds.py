@@ -209,7 +209,8 @@ def fit_labelled(
             raise InputError(
                 f"no threshold reaches a precision of {precision}; the best is {reached.max():.4g}, so ask for less"
             )
-    best = int(np.argmax(quality))
+    # Equally good ones can differ by rounding; others differ by 1 / (2 p n) at least.
+    best = int(np.argmax(quality >= quality.max() - 1e-12))
     return ThresholdFit(
         method="labelled",
         thresholds=(_between(values, best),),

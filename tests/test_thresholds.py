@@ -180,6 +180,13 @@ class TestLabelled:
         )
         assert int(patch_decisions(scores, threshold).sum()) == most
 
+    def test_equally_good_cuts_that_differ_by_rounding(self):
+        """Balanced accuracy is 0.65 twice: 3 of 5 defective and 7 of 10 good ones right, or 2 of 5 and 9 of 10."""
+        scores = np.array([0] * 9 + [1] * 3 + [2] * 3, np.float32)
+        labels = np.array([0] * 7 + [1] * 2 + [0, 0, 1] + [0, 1, 1])
+        fit = fit_labelled(scores, labels)
+        assert fit.thresholds == (0.5,)
+
     def test_the_middle_of_a_gap(self):
         fit = fit_labelled(np.array([0.25, 0.75]), np.array([0, 1]))
         assert fit.thresholds == (0.5,) and fit.objective_value == 1 and fit.certified is None
