@@ -55,7 +55,7 @@ def test_the_engine_beats_the_pytorch_path_frame_in_decision_out(tmp_path):
     """Base 16 at 128 px with random weights: speed does not depend on what they are.
 
     Twice as fast as PyTorch; or, where PyTorch itself comes so near to the FP32 rate of the machine that twice as fast
-    is out of reach (1.8 to 2.3 on Zen 4, 2026-11-25), at 60 % of that rate, taken from a matrix product beside it.
+    is out of reach (1.8 to 2.3 on Zen 4, 2026-11-25), at 75 % of that rate, taken from a matrix product beside it.
     """
     import torch
 
@@ -84,7 +84,7 @@ def test_the_engine_beats_the_pytorch_path_frame_in_decision_out(tmp_path):
         }
         timings = interleaved(contenders, rounds=40, inputs=frames, settle_ms=20, check=agree)
     share_of_limit = macs / side**3 * speedup(timings["product"], timings["engine"], "min_ms")
-    assert speedup(timings["reference"], timings["engine"]) >= 2 or share_of_limit >= 0.6, (share_of_limit, timings)
+    assert speedup(timings["reference"], timings["engine"]) >= 2 or share_of_limit >= 0.75, (share_of_limit, timings)
 
 
 def test_cutting_and_scoring_take_little_of_a_frame():

@@ -1,5 +1,5 @@
 /* score_avx512.cpp - phi, phi_local and the heatmap in one pass, over AVX-512: 16 lanes. Compiled with -mavx512f
- * -mavx512vl -mavx512bw -mavx512dq -mfma.
+ * -mavx512vl -mavx512bw -mavx512dq -mfma -mf16c.
  *
  * SPDX-License-Identifier: Apache-2.0
  *
@@ -132,7 +132,7 @@ class Segments {
         const bool first_channel = kPlain || c == 0, last_channel = kPlain || c + 1 == job.c;
         const char *p = pixel_at(patch.x, c, y, 0), *q = pixel_at(patch.x_hat, c, y, 0);
         char *heat = patch.heatmap ? patch.heatmap + y * patch.heatmap_stride_y : reinterpret_cast<char *>(at.unwanted);
-        const int64_t dense = sizeof(float), heat_step = kPlain || !patch.heatmap ? dense : patch.heatmap_stride_x;
+        const int64_t dense = sizeof(float), heat_step = patch.heatmap_stride_x;
         const int64_t p_step = kPlain ? dense : patch.x.stride_x, q_step = kPlain ? dense : patch.x_hat.stride_x;
         const auto load = [&](const char *from, int64_t step, int32_t dtype, __mmask16 lanes) {
             return kPlain ? _mm512_maskz_loadu_ps(lanes, from) : load_pixels(from, step, dtype, lanes);
@@ -310,28 +310,14 @@ class Segments {
     }
 
     Result result() const {
-        const Result nan = {NAN, NAN, NAN, NAN};
         float least[kL], largest[kL], guard[kL];
-        int32_t local[kL], local_sum = 0;
+        int32_t local[kL];
         int64_t phi[kL / 2], phi_total = 0;
         memcpy(least, &residual_min, sizeof least), memcpy(largest, &residual_max, sizeof largest);
         memcpy(guard, &pixel_guard, sizeof guard);
         memcpy(local, &local_max, sizeof local), memcpy(phi, &phi_sum, sizeof phi);
-        Result out = {0, 0, INFINITY, 0};
-        for (int i = 0; i < kL; i++) {
-            if (!isfinite(guard[i])) return nan;
-            if (least[i] < out.residual_min) out.residual_min = least[i];
-            if (largest[i] > out.residual_max) out.residual_max = largest[i];
-            if (local[i] > local_sum) local_sum = local[i];
-        }
-        if (!(out.residual_max * static_cast<float>(job.c) <= kLargestDifference)) return nan;
         for (int64_t sum : phi) phi_total += sum;
-        if (phi_total < 0) phi_total = 0; /* by rounding */
-        const double window = static_cast<double>(job.local) * static_cast<double>(job.local);
-        out.phi = static_cast<float>(ldexp(static_cast<double>(phi_total), -fixed.scale_bits) /
-                                     static_cast<double>(patch.positions));
-        out.phi_local = static_cast<float>(ldexp(local_sum, fixed.sum_shift - fixed.scale_bits) / window);
-        return out;
+        return result_of_lanes(job, patch, fixed, kL, least, largest, guard, local, phi_total);
     }
 
   public:

@@ -2,7 +2,7 @@
  *
  * SPDX-License-Identifier: Apache-2.0
  *
- * A variant defines a vector traits type V (see score_avx2.cpp) and instantiates run_fused<V>. Gaussian
+ * A variant defines a vector traits type V (see score_vector256.h) and instantiates Fused<V>. Gaussian
  * window only; see score_scalar.cpp for the formula and for the box window.
  *
  * Work goes by batches of kRows rows of the distance map, and in these by chunks of kChunk columns:
@@ -44,6 +44,26 @@ inline FixedPoint fixed_point(int64_t local) {
     int bits = 0;
     while ((int64_t{1} << bits) < local) bits++;
     return {29 - (bits < 5 ? 5 : bits), bits};
+}
+
+/* The figures of a patch from what each lane has seen of it. guard: not finite where a pixel was not, or too large. */
+inline Result result_of_lanes(const Job &job, const Patch &patch, FixedPoint fixed, int lanes, const float *least,
+                              const float *largest, const float *guard, const int32_t *local, int64_t phi_sum) {
+    const Result nan = {NAN, NAN, NAN, NAN};
+    Result out = {0, 0, INFINITY, 0};
+    int32_t local_sum = 0;
+    for (int i = 0; i < lanes; i++) {
+        if (!isfinite(guard[i])) return nan;
+        if (least[i] < out.residual_min) out.residual_min = least[i];
+        if (largest[i] > out.residual_max) out.residual_max = largest[i];
+        if (local[i] > local_sum) local_sum = local[i];
+    }
+    if (!(out.residual_max * static_cast<float>(job.c) <= kLargestDifference)) return nan;
+    const double window = static_cast<double>(job.local) * static_cast<double>(job.local);
+    const double sum = static_cast<double>(phi_sum > 0 ? phi_sum : 0); /* rounding may leave it below 0 */
+    out.phi = static_cast<float>(ldexp(sum, -fixed.scale_bits) / static_cast<double>(patch.positions));
+    out.phi_local = static_cast<float>(ldexp(local_sum, fixed.sum_shift - fixed.scale_bits) / window);
+    return out;
 }
 
 template <class V> class Fused {
@@ -340,25 +360,11 @@ template <class V> class Fused {
     }
 
     Result result() const {
-        const Result nan = {NAN, NAN, NAN, NAN};
         float least[kL], largest[kL], guard[kL];
-        int32_t local[kL], local_sum = 0;
-        V::store(least, residual_min), V::store(largest, residual_max);
-        V::store(guard, pixel_guard);
+        int32_t local[kL];
+        V::store(least, residual_min), V::store(largest, residual_max), V::store(guard, pixel_guard);
         V::istore(local, local_max);
-        Result out = {0, 0, INFINITY, 0};
-        for (int i = 0; i < kL; i++) {
-            if (!isfinite(guard[i])) return nan;
-            if (least[i] < out.residual_min) out.residual_min = least[i];
-            if (largest[i] > out.residual_max) out.residual_max = largest[i];
-            if (local[i] > local_sum) local_sum = local[i];
-        }
-        if (!(out.residual_max * static_cast<float>(job.c) <= kLargestDifference)) return nan;
-        const double window = static_cast<double>(job.local) * static_cast<double>(job.local);
-        const double sum = static_cast<double>(phi_sum > 0 ? phi_sum : 0); /* rounding may leave it below 0 */
-        out.phi = static_cast<float>(ldexp(sum, -fixed.scale_bits) / static_cast<double>(patch.positions));
-        out.phi_local = static_cast<float>(ldexp(local_sum, fixed.sum_shift - fixed.scale_bits) / window);
-        return out;
+        return result_of_lanes(job, patch, fixed, kL, least, largest, guard, local, phi_sum);
     }
 
   public:
