@@ -379,7 +379,7 @@ def networks():
     """Kind of upsampling -> exported tiny network, its checkpoint."""
     made = {}
     for kind in KINDS:
-        sizes = ["model.base=4", "model.stages=[1,2]", "model.patch_h=16", "model.patch_w=24", "model.latent=8"]
+        sizes = ["model.base=4", "model.stages=[2,2]", "model.patch_h=16", "model.patch_w=24", "model.latent=8"]
         config = load_config(overrides=[*sizes, f"model.upsampling={kind}"])
         checkpoint = random_checkpoint(config)
         made[kind] = onnx.load_from_string(export.onnx_from_checkpoint(checkpoint)), checkpoint
@@ -538,9 +538,9 @@ def test_a_quantized_model_is_cast_with_its_scales(networks, form):
     assert types[TensorProto.INT8] > 10
     assert operators(half)["Cast"] == 2
     x = np.random.default_rng(3).random((2, 1, 16, 24), np.float32)
-    expected, found = run_float32(quantized, x), run_float32(half, x)
-    assert np.abs(found - expected).max() <= 0.05
-    assert np.abs(found - expected).mean() <= 0.2 * expected.std()
+    exact = run_float32(model, x)
+    off, plain = (np.abs(run_float32(form, x) - exact).mean() for form in (half, quantized))
+    assert 0 < off <= 1.5 * plain
 
 
 def test_a_scale_that_fp16_would_coarsen_stays_fp32(networks):
