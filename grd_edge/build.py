@@ -26,6 +26,7 @@ from grd_edge.errors import InputError
 from grd_edge.export import check_reconstruction, onnx_from_checkpoint
 from grd_edge.files import sha256_hex
 from grd_edge.patches import prepare_frame, working_size
+from grd_edge.precision import Choice, only_fp32
 from grd_edge.regions import Regions, pgm_from_mask
 from grd_edge.runtime import Inspector
 from grd_edge.shipped import PER_IMAGE, is_other_mask, opened_bundle, seen_ids, training_of
@@ -41,12 +42,14 @@ def bundle_from_checkpoint(
     *,
     name: str | None = None,
     roi: np.ndarray | None = None,
+    choose: Callable[[bytes], Choice] | None = None,
     finish: Callable[[Path], object] = lambda folder: None,
 ) -> Bundle:
-    """Exports the model and writes a `cpu` bundle; the engine is checked against torch.
+    """Exports the model and writes a `cpu` bundle; the fp32 engine is checked against torch.
 
     Args:
         roi: (H, W) mask of interest of every frame, nonzero = of interest; it is sealed with the model.
+        choose: serialized FP32 model -> the precision that ships, such as of `search.choice_from_samples`; None: fp32.
         finish: called with the checked bundle before it takes its place, such as to fit its thresholds; where it
             raises, an older bundle at `path` stays as it was.
 
@@ -56,6 +59,8 @@ def bundle_from_checkpoint(
     """
     path, config = Path(path), checkpoint.config
     grid = grid_from_config(config)
+    model = onnx_from_checkpoint(checkpoint)
+    choice = choose(model) if choose else only_fp32(bundles.MODEL, "fp32 is the only precision that was built")
     manifest = {
         "name": name or path.stem,
         "head": "reconstruction",
@@ -69,20 +74,11 @@ def bundle_from_checkpoint(
             "padding": grid.padding,
         },
         "score": config.score.model_dump(mode="json"),
-        "precision": {"chosen": {"cpu": "fp32"}, "tried": [], "why": "fp32 is the only precision that was built"},
-        "engines": [
-            {
-                "target": "cpu",
-                "precision": "fp32",
-                "backend": "openvino",
-                "file": bundles.MODEL,
-                "format": "onnx",
-                "fingerprint": {},
-            }
-        ],
+        "precision": choice.precision,
+        "engines": choice.engines,
         "provenance": {"config": config.to_json(), "training": checkpoint.provenance},
     }
-    files = {bundles.MODEL: onnx_from_checkpoint(checkpoint)}
+    files = {bundles.MODEL: model, **choice.files}
     if roi is not None:
         manifest["roi"] = bundles.ROI
         files[bundles.ROI] = pgm_from_mask(roi)
@@ -109,14 +105,14 @@ def roi_of_dataset(dataset: Dataset) -> np.ndarray | None:
 
 
 def _check_engine(folder: Path, checkpoint: Checkpoint) -> None:
-    """One random frame through the native engine and through torch."""
+    """One random frame through the native fp32 engine and through torch."""
     from grd_edge.engine.torch import TorchInspector  # here, since only the check needs the reference
 
     config = checkpoint.config
     side = config.geometry.scale_px or max(config.model.patch_h, config.model.patch_w)
     shape = (max(side, config.model.patch_h), max(side, config.model.patch_w) + 7, config.model.channels)
     frame = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    with Inspector(folder) as inspector:
+    with Inspector(folder, precision="fp32") as inspector:
         found = inspector.inspect(frame, roi=np.ones(frame.shape[:2], bool), x_hat=True)  # in place of the bundle's
     reference = TorchInspector(checkpoint)
     expected = reference.inspect(frame, x_hat=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from grd_edge.engine.torch import TorchInspector
 from grd_edge.evaluate import gain_from_scored, metrics_from_scored, parity_from_scored, scored_from_samples
 from grd_edge.files import write_atomically
 from grd_edge.kernels import active_variant
+from grd_edge.machine import cpu_name
 from grd_edge.metrics import auroc
 from grd_edge.products import ProductRule
 from grd_edge.report.contact_sheet import Panel, write_contact_sheet
@@ -146,17 +146,6 @@ def versions(engine_version: str) -> dict[str, str]:
     names = ("grd-edge", "torch", "numpy", "onnx", "onnxruntime", "openvino", "opencv-python-headless")
     found = {name: metadata.version(name) for name in names}
     return {**found, "python": platform.python_version(), "engine": engine_version, "cpu": cpu_name()}
-
-
-def cpu_name() -> str:
-    """Model name and usable cores of this machine's processor."""
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    except OSError:
-        pass
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
 
 
 def _race_frames(engine: Inspector, reference: TorchInspector, samples: Sequence[Sample]) -> dict[str, Timing]:
