@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import onnx
 
+from grd_edge.calibrate import ranges_from_images
+from grd_edge.checkpoint import Checkpoint
 from grd_edge.config import Config
 from grd_edge.data.dataset import Sample
 from grd_edge.errors import EngineError, InputError
+from grd_edge.files import sha256_hex
 from grd_edge.precision import (
     DEFAULT_BUDGET,
     REQUESTS,
@@ -26,8 +30,10 @@ from grd_edge.precision import (
     only_fp32,
     unable,
 )
+from grd_edge.qat import table_of_checkpoint
 from grd_edge.quantize import quantized
 from grd_edge.ranges import RangeTable
+from grd_edge.recipes import DEFAULT_RECIPE, load_recipe
 from grd_edge.selection import Selection, selection_from_samples
 from grd_edge.sensitivity import keep_order, layer_effects
 
@@ -44,6 +50,49 @@ class Watcher:
     progress: Callable[[int, int], None] = lambda done, total: None
 
 
+SILENT = Watcher()
+
+
+def choice_of_checkpoint(
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    model: bytes,
+    file: str,
+    *,
+    request: Request = "auto",
+    budget: Budget = DEFAULT_BUDGET,
+    recipe: str | Path = DEFAULT_RECIPE,
+    watch: Watcher = SILENT,
+) -> Choice:
+    """As `choice_from_samples`, for a checkpoint: ranges by a recipe, or those that it was fine-tuned for.
+
+    Args:
+        model: the exported checkpoint, serialized, and `file`, where a bundle holds it.
+        recipe: name or file.
+
+    Raises:
+        As `choice_from_samples`.
+    """
+    described = load_recipe(recipe)
+
+    def table_of(selection: Selection) -> RangeTable:
+        watch.stage(f"calibrating activation ranges ({described.name})")
+        chosen_patches = selection.part(described.images) if described.images else selection
+        table = ranges_from_images(
+            model,
+            chosen_patches.images(),
+            recipe=described,
+            images_sha256=sha256_hex("\n".join(sorted(sample.sha256 for sample in samples)).encode()),
+            score=checkpoint.config.score,
+            on_progress=watch.progress,
+        )
+        return table_of_checkpoint(checkpoint, model, table) or table
+
+    return choice_from_samples(
+        model, file, samples, checkpoint.config, request=request, budget=budget, table_of=table_of, watch=watch
+    )
+
+
 def choice_from_samples(
     fp32: bytes,
     file: str,
@@ -53,7 +102,7 @@ def choice_from_samples(
     request: Request = "auto",
     budget: Budget = DEFAULT_BUDGET,
     table_of: Callable[[Selection], RangeTable],
-    watch: Watcher = Watcher(),
+    watch: Watcher = SILENT,
 ) -> Choice:
     """The precision that ships for the `cpu` target, measured on this machine.
 
@@ -77,8 +126,9 @@ def choice_from_samples(
     bf16 = _bf16(bench, watch) if request in ("auto", "bf16") else None
     if bf16:
         tried.append(bf16)
-    if request in ("auto", "int8"):
-        tried += _int8(bench, table_of(selection), budget, with_bf16=bool(bf16 and not bf16.lost), watch=watch)
+    table = table_of(selection) if request in ("auto", "int8") else None
+    if table:
+        tried += _int8(bench, table, budget, with_bf16=bool(bf16 and not bf16.lost), watch=watch)
     if request != "auto" and all(each.lost for each in tried):
         raise EngineError(f"{request} was asked for, but {tried[0].lost}; build with --precision auto")
     ready = [each for each in tried if not each.lost]
@@ -87,7 +137,10 @@ def choice_from_samples(
         speeds = bench.race([each.candidate for each in ready])
         measured = {id(each): speed for each, speed in zip(ready, speeds, strict=True)}
         tried = [replace(each, speed=measured.get(id(each))) for each in tried]
-    return chosen(bench, tried, budget=budget, request=request)
+    choice = chosen(bench, tried, budget=budget, request=request)
+    if MODEL in choice.files:
+        choice.files[RANGES] = table.to_bytes()
+    return choice
 
 
 def _bf16(bench: Bench, watch: Watcher) -> Tried:

@@ -46,6 +46,11 @@ class Selection:
         """(N,) bool of `patches`, True = defective."""
         return np.repeat([False, True], [len(self.good), len(self.defective)])
 
+    def images(self) -> list[np.ndarray]:
+        """Good patches of each image as the network sees them, (n, C, patch_h, patch_w) float32 in [0, 1]."""
+        unit = self.good.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+        return [unit[self.image == index] for index in np.unique(self.image)]
+
     def part(self, count: int) -> Selection:
         """About `count` of the good and as many of the defective patches, spread evenly."""
         good, defective = (spread(len(patches), count) for patches in (self.good, self.defective))
