@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,17 +22,21 @@ from grd_edge.data.dataset import Dataset, Sample, content_ids, refuse_seen
 from grd_edge.data.frames import grid_from_config, read_frame
 from grd_edge.data.images import file_sha256, read_image, read_mask
 from grd_edge.decide import checked_agreement, checked_k, product_score
-from grd_edge.errors import InputError
+from grd_edge.engine.onnxruntime import OnnxRuntimeEngine
+from grd_edge.errors import CheckFailedError, InputError
 from grd_edge.export import check_reconstruction, onnx_from_checkpoint
 from grd_edge.files import sha256_hex
 from grd_edge.patches import prepare_frame, working_size
 from grd_edge.precision import Choice, only_fp32
+from grd_edge.quantize import Style, qdq_from_onnx
+from grd_edge.ranges import RangeTable
 from grd_edge.regions import Regions, pgm_from_mask
 from grd_edge.runtime import Inspector
 from grd_edge.shipped import PER_IMAGE, is_other_mask, opened_bundle, seen_ids, training_of
 from grd_edge.thresholds import Objective, checked_alpha, checked_objective, fit_good_only, fit_labelled
 
 TARGETS = ("cpu",)
+RANDOM_PATCHES = 4
 SEEN_IMAGES = 10_000  # of a fit: their ids take 0.2 of the 1 MiB that decision.json may have
 
 
@@ -88,6 +92,36 @@ def bundle_from_checkpoint(
         finish(folder)
 
     return bundles.write_bundle(path, manifest, files, check=check)
+
+
+class Int8Model(NamedTuple):
+    """A serialized INT8 model, and the largest and mean difference of its x_hat to FP32 on random patches."""
+
+    model: bytes
+    max_difference: float
+    mean_difference: float
+
+
+def int8_from_onnx(model: bytes, table: RangeTable, *, style: Style, keep: Collection[str] = ()) -> Int8Model:
+    """As `qdq_from_onnx`, run by ONNX Runtime beside the FP32 model before it is returned.
+
+    The patches are seeded noise: the differences tell that the model computes, not how well it decides.
+
+    Raises:
+        InputError: see `qdq_from_onnx`.
+        EngineError: ONNX Runtime refuses the model.
+        CheckFailedError: a reconstruction is not finite.
+    """
+    data = qdq_from_onnx(model, table, style=style, keep=keep)
+    engine, reference = OnnxRuntimeEngine(data), OnnxRuntimeEngine(model)
+    x = np.random.default_rng(0).random((RANDOM_PATCHES, *reference.patch_shape), np.float32)
+    difference = np.abs(engine.reconstruct(x) - reference.reconstruct(x))
+    if not np.isfinite(difference).all():
+        raise CheckFailedError(
+            f"the INT8 model in style {style!r} gives reconstructions that are not finite; calibrate again, or keep "
+            "layers in higher precision"
+        )
+    return Int8Model(data, float(difference.max()), float(difference.mean()))
 
 
 def roi_of_dataset(dataset: Dataset) -> np.ndarray | None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from grd_edge.errors import ConfigError
+from grd_edge.errors import ConfigError, one_line
 
 DEFAULT_PROFILE = "deepindustrial_sn_edge"
 
@@ -225,7 +225,7 @@ def load_config(*, profile: str | None = None, path: Path | None = None, overrid
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"setting {setting!r} has a value that is not YAML: {_one_line(error)}") from error
+            raise ConfigError(f"setting {setting!r} has a value that is not YAML: {one_line(error)}") from error
         for part in reversed(key.strip().split(".")):
             parsed = {part: parsed}
         merged = _overlay(merged, parsed)
@@ -280,15 +280,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the configuration {path} cannot be read: {_one_line(error)}") from error
+        raise ConfigError(f"the configuration {path} cannot be read: {one_line(error)}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"the configuration {path} is not YAML: {_one_line(error)}") from error
+        raise ConfigError(f"the configuration {path} is not YAML: {one_line(error)}") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
         raise ConfigError(f"the configuration {path} holds a {type(data).__name__}; expected sections with keys")
     return data
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -21,7 +21,7 @@ from grd_edge.cli.common import (
     share,
 )
 
-app = typer.Typer(help="Build what ships: the ONNX model, or a whole bundle.", no_args_is_help=True)
+app = typer.Typer(help="Build what ships: the ONNX model, its INT8 form, or a whole bundle.", no_args_is_help=True)
 
 
 @app.command()
@@ -39,6 +39,43 @@ def onnx(
     write_atomically(output, data)
     result = {"model": str(output), "bytes": len(data)}
     print_json(result) if json_ else print_rows("exported", result)
+
+
+@app.command()
+def int8(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL.onnx|CHECKPOINT", help="FP32 model, or the checkpoint that gives it."),
+    ],
+    ranges: Annotated[Path, typer.Option(help="Range table of grd-edge calibrate.")],
+    style: Annotated[str, typer.Option(metavar="STYLE", help="openvino, onnxruntime or tensorrt.")],
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="Layer that stays in FP32, or a pattern such as 'decoder.*'; repeatable."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model to write.")] = Path("artifacts/int8.onnx"),
+    json_: Json = False,
+) -> None:
+    """Write an INT8 model in the style of an engine, and tell how far its reconstructions are from FP32."""
+    from grd_edge.build import int8_from_onnx
+    from grd_edge.checkpoint import read_checkpoint
+    from grd_edge.export import onnx_from_checkpoint
+    from grd_edge.files import write_atomically
+    from grd_edge.ranges import read_table
+
+    table = read_table(ranges)
+    checkpoint = model.suffix == ".safetensors"
+    fp32 = onnx_from_checkpoint(read_checkpoint(model)) if checkpoint else model.read_bytes()
+    built = int8_from_onnx(fp32, table, style=style, keep=keep or ())
+    write_atomically(output, built.model)
+    result = {
+        "model": str(output),
+        "bytes": len(built.model),
+        "style": style,
+        "max_difference": built.max_difference,
+        "mean_difference": built.mean_difference,
+    }
+    print_json(result) if json_ else print_rows("quantized", result)
 
 
 @app.command()
