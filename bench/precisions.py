@@ -20,9 +20,9 @@ from grd_edge.config import load_config
 from grd_edge.engine.native import NativeEngine, frame_of
 from grd_edge.errors import EngineError
 from grd_edge.export import onnx_from_checkpoint
+from grd_edge.graph import blocked_output
 from grd_edge.quantize import layers_of, quantized
 from grd_edge.ranges import IMAGE, RangeTable
-from grd_edge.search import fastest_form
 from grd_edge.train import untrained_checkpoint
 
 BATCH = NativeEngine.BATCH
@@ -46,7 +46,7 @@ def race_precisions(*, base: int = 16, patch_px: int = 128, rounds: int = 25) ->
     nets["torch_channels_last"] = checkpoint.reconstructor().to(memory_format=torch.channels_last)
     spent: dict[str, list[float]] = {}
     with ExitStack() as stack:
-        int8 = quantized(fastest_form(graph), table, style="openvino").SerializeToString()
+        int8 = quantized(blocked_output(graph), table, style="openvino").SerializeToString()
         runs: dict[str, Callable] = {name: _eager(net, x) for name, net in nets.items()}
         for name, model in (("fp32", fp32), ("bf16", fp32), ("int8", int8)):
             try:

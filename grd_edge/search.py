@@ -17,6 +17,7 @@ from grd_edge.config import Config
 from grd_edge.data.dataset import Sample
 from grd_edge.errors import EngineError, InputError
 from grd_edge.files import sha256_hex
+from grd_edge.graph import forms, in_form, quantized_before_moves
 from grd_edge.precision import (
     DEFAULT_BUDGET,
     REQUESTS,
@@ -126,7 +127,14 @@ def choice_from_samples(
     bf16 = _bf16(bench, watch) if request in ("auto", "bf16") else None
     if bf16:
         tried.append(bf16)
-    table = table_of(selection) if request in ("auto", "int8") else None
+    table = None
+    if request in ("auto", "int8"):
+        try:
+            table = table_of(selection)
+        except InputError as error:
+            if request == "int8":
+                raise
+            tried.append(Tried(Candidate("int8", b"", MODEL), lost=f"it cannot be calibrated: {error}"))
     if table:
         tried += _int8(bench, table, budget, with_bf16=bool(bf16 and not bf16.lost), watch=watch)
     if request != "auto" and all(each.lost for each in tried):
@@ -153,45 +161,66 @@ def _bf16(bench: Bench, watch: Watcher) -> Tried:
 
 
 def _int8(bench: Bench, table: RangeTable, budget: Budget, *, with_bf16: bool, watch: Watcher) -> list[Tried]:
-    """INT8 as a whole; where that is outside the budget, with the fewest layers in higher precision that is inside."""
+    """INT8 in the form that is fastest here; where that is outside the budget, with the fewest layers in higher
+    precision that is inside."""
     model = onnx.load_from_string(bench.fp32.model)
-
-    def candidate(precision: str, keep: Sequence[str]) -> Candidate:
-        data = quantized(model, table, style=STYLE, keep=keep).SerializeToString()
-        return Candidate(precision, data, MODEL, {"style": STYLE, "keep": [*table.keep, *keep]})
-
-    whole = candidate("int8", ())
-    watch.stage("scoring int8")
+    watch.stage("timing the forms of INT8 in turn")
+    wholes = [_candidate(model, table, form) for form in forms(model)]
     try:
-        accuracy = bench.accuracy(whole)
+        speeds = bench.race(wholes)
     except EngineError as error:
-        return [unable(whole, error)]
-    tried = [Tried(whole, accuracy)]
-    if accuracy.inside(budget):
+        return [unable(wholes[0], error)]
+    raced = sorted(map(Tried, wholes, [None] * len(wholes), speeds), key=lambda each: -each.speed.speedup)
+    fastest, others = raced[0], [_lost_to(raced[0], each) for each in raced[1:]]
+    if not fastest.speed.faster:
+        return [replace(fastest, lost=f"not faster: {fastest.speed.speedup:.2f} times fp32's speed"), *others]
+    watch.stage("scoring int8")
+    tried = [replace(fastest, accuracy=bench.accuracy(fastest.candidate)), *others]
+    if tried[0].accuracy.inside(budget):
         return tried
+    form = fastest.candidate.details["form"]
     watch.stage("measuring what each layer costs")
     order = keep_order(layer_effects(bench, model, table, style=STYLE, on_progress=watch.progress))
-    mixed = "int8-bf16" if with_bf16 else "int8"
     found: dict[int, Tried] = {}
 
     def inside(kept: int) -> bool:
         watch.stage(f"scoring int8 with {kept} of {len(order)} layers in higher precision")
-        each = candidate(mixed, order[:kept])
+        each = _candidate(model, table, form, order[:kept], with_bf16=with_bf16)
         found[kept] = Tried(each, bench.accuracy(each))
         return found[kept].accuracy.inside(budget)
 
-    low, high = 1, len(order)  # all of them is no INT8
+    kept = _least(1, len(order), inside)  # all of them is no INT8
+    if kept < len(order):
+        tried.insert(0, found[kept])
+        if with_bf16:  # in FP32 what is kept is slower, but nearer
+            watch.stage("scoring int8 with the same layers in fp32")
+            plain = _candidate(model, table, form, order[:kept])
+            tried.insert(1, Tried(plain, bench.accuracy(plain)))
+    return tried
+
+
+def _candidate(
+    model: onnx.ModelProto, table: RangeTable, form: str, keep: Sequence[str] = (), *, with_bf16: bool = False
+) -> Candidate:
+    """INT8 in a form of the graph, less the layers to keep, which run in BF16 or FP32."""
+    written = quantized_before_moves(quantized(in_form(model, form), table, style=STYLE, keep=keep))
+    details = {"style": STYLE, "form": form, "keep": [*table.keep, *keep]}
+    return Candidate(
+        "int8-bf16" if with_bf16 else "int8", written.SerializeToString(deterministic=True), MODEL, details
+    )
+
+
+def _lost_to(best: Tried, other: Tried) -> Tried:
+    form, speed = best.candidate.details["form"], best.speed.speedup
+    return replace(other, lost=f"slower than the form {form}: {other.speed.speedup:.2f} against {speed:.2f} times fp32")
+
+
+def _least(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """The least number from `low` on that `holds` is true of, by bisection; `high` is not asked."""
     while low < high:
         middle = (low + high) // 2
-        if inside(middle):
+        if holds(middle):
             high = middle
         else:
             low = middle + 1
-    if high == len(order):
-        return tried
-    tried.append(found[high])
-    if with_bf16:  # in FP32 what is kept is slower, but nearer
-        plain = candidate("int8", order[:high])
-        watch.stage("scoring int8 with the same layers in fp32")
-        tried.append(Tried(plain, bench.accuracy(plain)))
-    return tried
+    return high
