@@ -26,8 +26,8 @@ Style = Literal["openvino", "onnxruntime", "tensorrt"]
 CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
 LEAST_OPSET = 13  # the first with scales per channel
 BIAS_LEVELS = 1 << 30
-# Operators that hand values on as they are.
-_HANDS_ON = ("DepthToSpace", "Flatten", "Identity", "Reshape", "Slice", "Transpose")
+# Operators that hand values on as they are; Resize at most averages them.
+_HANDS_ON = ("DepthToSpace", "Flatten", "Identity", "Reshape", "Resize", "Slice", "Transpose")
 
 
 @dataclass(frozen=True)
