@@ -8,9 +8,11 @@ training or test images).
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -48,7 +50,7 @@ def ranges_from_images(
     Args:
         model: serialized ONNX with one input x (batch, C, patch_h, patch_w) float32, BatchNorm folded.
         patches: arrays (N, C, patch_h, patch_w) float32 in [0, 1], one per image. They are read several times: a
-            collection is streamed, an iterator is held in memory. `recipe.images` is the caller's to apply.
+            sized collection is streamed, anything else is held in memory. `recipe.images` is the caller's to apply.
         images_sha256: identity of the images, stored beside the ranges.
         score: what the recipe `phi` keeps; None: the defaults.
         on_progress: called with steps done and planned.
@@ -60,11 +62,11 @@ def ranges_from_images(
     """
     graph = onnx.load_from_string(model)
     tensors = _tensors(graph, recipe.keep)
-    images = patches if isinstance(patches, Collection) else list(patches)
+    images = patches if isinstance(patches, Sized) else list(patches)
     groups = _groups(graph, tensors, watched_bytes)
-    search = len(tensors) * len(recipe.shares) if isinstance(recipe, Phi) else 0
+    search = len(images) + len(tensors) * len(recipe.factors) if isinstance(recipe, Phi) else 0
     steps = _Steps(len(groups) * len(images) + search, on_progress)
-    found = {tensor: Histogram(binned=recipe.algorithm in ("percentile", "entropy")) for tensor in tensors}
+    found = {tensor: Histogram(binned=recipe.algorithm != "minmax") for tensor in tensors}
     count = 0
     for group in groups:
         session = _session(_watching(graph, group))
@@ -94,10 +96,9 @@ def ranges_from_images(
         recipe=recipe.name,
     )
     if isinstance(recipe, Phi):
-        chosen = set(np.linspace(0, count - 1, min(recipe.patches, count)).astype(int).tolist())
-        scored = [patch for index, patch in enumerate(_patches(images, graph)) if index in chosen]
-        search = _PhiSearch(graph, table, scored, score or ScoreConfig())
-        table = search.table(found, recipe.shares, steps)
+        search = _PhiSearch(graph, table, score or ScoreConfig())
+        search.choose(_patches(images, graph, steps), count, recipe.patches)
+        table = search.table(found, recipe.factors, steps)
     return table
 
 
@@ -202,14 +203,14 @@ def _patches(
     for index, group in enumerate(images):
         if group.dtype != np.float32 or group.shape[1:] != expected:
             raise InputError(
-                f"calibration image {index} gives {group.dtype} patches of shape {group.shape}; the model takes float32 "
-                f"(N, {', '.join(map(str, expected))}): give images as it was trained on"
+                f"calibration image {index} gives {group.dtype} patches of shape {group.shape}; the model takes "
+                f"float32 (N, {', '.join(map(str, expected))}), so give images like those it was trained on"
             )
         low, high = (float(group.min()), float(group.max())) if group.size else (0.0, 0.0)
         if not (low >= 0 and high <= 1):  # NaN fails both
             raise InputError(
-                f"calibration image {index} has values from {low:g} to {high:g}; expected [0, 1] without NaN, so divide "
-                "by the sensor's full scale first"
+                f"calibration image {index} has values from {low:g} to {high:g}; expected [0, 1] without NaN, so "
+                "divide by the sensor's full scale first"
             )
         for patch in group:
             yield np.ascontiguousarray(patch[None])
@@ -229,7 +230,7 @@ def _refuse_constant(model: onnx.ModelProto, found: Mapping[str, Histogram]) -> 
 
 def _top(histogram: Histogram, recipe: Recipe) -> float:
     """Magnitude beyond which an activation is clipped."""
-    if isinstance(recipe, Percentile):
+    if isinstance(recipe, Percentile | Phi):
         return histogram.percentile(recipe.percentile)
     return histogram.entropy() if recipe.algorithm == "entropy" else histogram.top
 
@@ -242,6 +243,14 @@ def _clipped(histogram: Histogram, top: float) -> tuple[float, float]:
 # --------------------------------------------------------------------------------------------------- phi
 
 
+class _Scored(NamedTuple):
+    """A patch (1, C, patch_h, patch_w) with its FP32 reconstruction and deciding score."""
+
+    x: np.ndarray
+    x_hat: np.ndarray
+    phi: float
+
+
 class _PhiSearch:
     """The error of the deciding score as a function of the clipping of every activation.
 
@@ -249,51 +258,71 @@ class _PhiSearch:
 
     Args:
         table: ranges to start from.
-        patches: (1, C, patch_h, patch_w) each.
     """
 
-    def __init__(
-        self, model: onnx.ModelProto, table: RangeTable, patches: list[np.ndarray], score: ScoreConfig
-    ) -> None:
-        self.start, self.patches, self.decides = table, patches, score.decides
-        self.scorer = Scorer(
-            patches[0].shape, window=score.window, local_window_px=score.local_window_px, heatmap=False
-        )
-        session = _session(model)
-        self.output = model.graph.output[0].name
-        self.x_hat = [session.run([self.output], {IMAGE: patch})[0] for patch in patches]
-        self.phi = [self._score(*pair) for pair in zip(patches, self.x_hat, strict=True)]
+    def __init__(self, model: onnx.ModelProto, table: RangeTable, score: ScoreConfig) -> None:
+        self.start, self.score, self.output = table, score, model.graph.output[0].name
+        self.fp32, self.scored = _session(model), list[_Scored]()
+        shape = tuple(dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:])
+        self.scorer = Scorer((1, *shape), window=score.window, local_window_px=score.local_window_px, heatmap=False)
         result = quantized(model, table, style=_STYLE)
         scales = {f"{tensor}/scale" for tensor in table.ranges}
         constants = [tensor for tensor in result.graph.initializer if tensor.name not in scales]
         del result.graph.initializer[:]
         result.graph.initializer.extend(constants)
-        for scale in scales:
+        for scale in sorted(scales):
             result.graph.input.append(onnx.helper.make_tensor_value_info(scale, onnx.TensorProto.FLOAT, []))
-        self.session = _session(result)
+        self.int8 = _session(result)
 
-    def _score(self, x: np.ndarray, x_hat: np.ndarray) -> float:
-        return float(getattr(self.scorer(x, x_hat), self.decides)[0])
+    def choose(self, patches: Iterable[np.ndarray], count: int, wanted: int) -> None:
+        """Keeps the patches that candidates are scored on: half of them the worst at the start, half spread evenly.
 
-    def error(self, table: RangeTable) -> tuple[float, float]:
-        """Mean |difference| to FP32 of the score, and of the reconstruction, which decides between equals."""
+        A mean over patches that all do well says nothing of the few that clipping ruins.
+        """
+        worst: list[tuple[float, int, _Scored]] = []
+        spread = set(np.linspace(0, count - 1, wanted - wanted // 2).astype(int).tolist())
+        for index, x in enumerate(patches):
+            x_hat = self.fp32.run([self.output], {IMAGE: x})[0]
+            each = _Scored(x, x_hat, self._phi(x, x_hat))
+            if index in spread:
+                self.scored.append(each)
+            elif wanted // 2:
+                push = heapq.heappush if len(worst) < wanted // 2 else heapq.heappushpop
+                push(worst, (self.error(self.start, [each])[0], index, each))
+        self.scored.extend(each for _, _, each in sorted(worst, key=lambda item: item[1]))
+
+    def _phi(self, x: np.ndarray, x_hat: np.ndarray) -> float:
+        return float(getattr(self.scorer(x, x_hat), self.score.decides)[0])
+
+    def error(self, table: RangeTable, scored: Collection[_Scored] = ()) -> tuple[float, float]:
+        """Mean |difference| to FP32 of the score, and of the reconstruction, which decides between equals.
+
+        Args:
+            scored: patches; default: the chosen ones.
+        """
         scales = {f"{tensor}/scale": np.array(table.grid(tensor).scale, np.float32) for tensor in table.ranges}
-        scores, pixels = [], []
-        for x, x_hat, phi in zip(self.patches, self.x_hat, self.phi, strict=True):
-            found = self.session.run([self.output], {IMAGE: x, **scales})[0]
-            scores.append(abs(self._score(x, found) - phi))
-            pixels.append(float(np.abs(found - x_hat).mean()))
-        return float(np.mean(scores)), float(np.mean(pixels))
+        errors = []
+        for x, x_hat, phi in scored or self.scored:
+            found = self.int8.run([self.output], {IMAGE: x, **scales})[0]
+            errors.append((abs(self._phi(x, found) - phi), float(np.abs(found - x_hat).mean())))
+        scores, pixels = np.mean(errors, axis=0)
+        return float(scores), float(pixels)
 
-    def table(self, found: Mapping[str, Histogram], shares: Collection[float], steps: _Steps) -> RangeTable:
-        """Coordinate descent: activation by activation the best share of its largest magnitude."""
+    def table(self, found: Mapping[str, Histogram], factors: Collection[float], steps: _Steps) -> RangeTable:
+        """Coordinate descent, activation by activation: wider until it is no better, then narrower until it is not."""
         best = self.start
         least = self.error(best)
         for tensor, histogram in found.items():
-            for share in sorted(shares, reverse=True):
-                steps()
-                candidate = replace(best, ranges={**best.ranges, tensor: _clipped(histogram, share * histogram.top)})
-                error = self.error(candidate) if share < 1 else least
-                if error < least:
-                    best, least = candidate, error
+            top = max(map(abs, best.ranges[tensor]))
+            for ways in (sorted(f for f in factors if f > 1), sorted((f for f in factors if f < 1), reverse=True)):
+                for factor in ways:
+                    candidate = _clipped(histogram, factor * top)
+                    if candidate == best.ranges[tensor]:  # nothing is clipped already
+                        break
+                    table = replace(best, ranges={**best.ranges, tensor: candidate})
+                    error = self.error(table)
+                    if error >= least:
+                        break
+                    best, least = table, error
+            steps(len(factors))
         return best

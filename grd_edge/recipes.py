@@ -17,7 +17,8 @@ from grd_edge.errors import ConfigError
 
 DEFAULT_RECIPE = "default"
 
-Share = Annotated[float, Field(gt=0, le=1)]
+Percent = Annotated[float, Field(gt=50, le=100)]
+Factor = Annotated[float, Field(gt=0)]
 Reason = Annotated[str, Field(min_length=1)]
 
 
@@ -45,7 +46,7 @@ class Percentile(Recipe):
     """Of each activation's magnitudes `percentile` % are inside."""
 
     algorithm: Literal["percentile"]
-    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    percentile: Percent = 99.9
 
 
 class Entropy(Recipe):
@@ -58,13 +59,15 @@ class Phi(Recipe):
     """The clipping that changes the deciding score least, found activation by activation.
 
     Attributes:
+        percentile: of the ranges that the search starts from.
+        factors: candidates, times the magnitude that the search starts from.
         patches: scored for every candidate, spread evenly over the images.
-        shares: candidates, of an activation's largest magnitude.
     """
 
     algorithm: Literal["phi"]
+    percentile: Percent = 99.9
+    factors: Annotated[tuple[Factor, ...], Field(min_length=1)] = (0.5, 0.7, 1.4, 2.0, 4.0, 8.0)
     patches: Positive = 16
-    shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 
 
 RECIPES: dict[str, type[Recipe]] = {"minmax": Minmax, "percentile": Percentile, "entropy": Entropy, "phi": Phi}
@@ -99,4 +102,7 @@ def recipe_from_mapping(mapping: dict) -> Recipe:
     if not isinstance(algorithm, str) or algorithm not in RECIPES:
         found = "has no algorithm" if algorithm is None else f"has the algorithm {algorithm!r}"
         raise ConfigError(f"the recipe {mapping.get('name', '')!r} {found}{nearest(str(algorithm), list(RECIPES))}")
-    return checked_section(RECIPES[algorithm], mapping)
+    try:
+        return checked_section(RECIPES[algorithm], mapping)
+    except ConfigError as error:
+        raise ConfigError(f"the recipe {mapping.get('name', '')!r}: {error}") from error

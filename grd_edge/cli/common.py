@@ -262,3 +262,13 @@ class ImageBar:
 
     def __call__(self, done: int, *_: object) -> None:
         self.bar.update(self.task, completed=done)
+
+
+class StepBar:
+    """A bar over steps whose number comes with the first of them."""
+
+    def __init__(self, bar: Progress, description: str) -> None:
+        self.bar, self.task = bar, bar.add_task(description, total=None, note="")
+
+    def __call__(self, done: int, planned: int) -> None:
+        self.bar.update(self.task, completed=done, total=planned)
