@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,6 +17,7 @@ import numpy as np
 from grd_edge import bundle as bundles
 from grd_edge.bundle import Bundle
 from grd_edge.bundle_schema import decision_regions
+from grd_edge.calibrate import ranges_from_images
 from grd_edge.checkpoint import Checkpoint
 from grd_edge.data.dataset import Dataset, Sample, content_ids, refuse_seen
 from grd_edge.data.frames import grid_from_config, read_frame
@@ -30,6 +31,7 @@ from grd_edge.patches import prepare_frame, working_size
 from grd_edge.precision import Choice, only_fp32
 from grd_edge.quantize import Style, qdq_from_onnx
 from grd_edge.ranges import RangeTable
+from grd_edge.recipes import Recipe
 from grd_edge.regions import Regions, pgm_from_mask
 from grd_edge.runtime import Inspector
 from grd_edge.shipped import PER_IMAGE, is_other_mask, opened_bundle, seen_ids, training_of
@@ -229,7 +231,7 @@ def recalibrated_bundle(
         "roi": _roi_of_fit(bundle, [product.sealed_roi for product in products]),
         "engine": {"target": "cpu", "precision": bundle.manifest["precision"]["chosen"]["cpu"], "version": version},
         "seen": content_ids(samples)[:SEEN_IMAGES],
-        "images_sha256": sha256_hex("\n".join(sorted(sample.sha256 for sample in samples)).encode()),
+        "images_sha256": images_sha256(samples),
         "grd_edge": metadata.version("grd-edge"),
         "machine": platform.machine(),
         "fitted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -331,7 +333,55 @@ def _product_patches(
     return products
 
 
-def calibration_patches(checkpoint: Checkpoint, samples: Sequence[Sample]):
-    """Patches (N, C, patch_h, patch_w) of each sample, as the network sees them."""
-    grid = grid_from_config(checkpoint.config)
-    return (grid.cut(read_frame(sample, checkpoint.config)) for sample in samples)
+def ranges_from_checkpoint(
+    checkpoint: Checkpoint,
+    model: bytes,
+    samples: Sequence[Sample],
+    *,
+    recipe: Recipe,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> RangeTable:
+    """Activation ranges of an exported checkpoint by a recipe.
+
+    Args:
+        model: of `onnx_from_checkpoint`.
+        samples: calibration images; the recipe says how many of them are used.
+
+    Raises:
+        InputError: an image that the model does not take; see `ranges_from_images`.
+    """
+    if recipe.images and recipe.images < len(samples):
+        samples = [samples[index] for index in np.linspace(0, len(samples) - 1, recipe.images).astype(int)]
+    return ranges_from_images(
+        model,
+        CalibrationPatches(checkpoint, samples),
+        recipe=recipe,
+        images_sha256=images_sha256(samples),
+        score=checkpoint.config.score,
+        on_progress=on_progress,
+    )
+
+
+def images_sha256(samples: Sequence[Sample]) -> str:
+    """Identity of a set of images, whatever their order."""
+    return sha256_hex("\n".join(sorted(sample.sha256 for sample in samples)).encode())
+
+
+class CalibrationPatches:
+    """Patches (N, C, patch_h, patch_w) of each sample, as the network sees them; read whenever they are asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, samples: Sequence[Sample]) -> None:
+        self.config, self.samples = checkpoint.config, samples
+        self.grid = grid_from_config(checkpoint.config)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for sample in self.samples:
+            frame = read_frame(sample, self.config)
+            try:
+                patches = self.grid.cut(frame)
+            except InputError as error:
+                raise InputError(f"{sample.path}: {error}") from error
+            yield patches

@@ -287,3 +287,13 @@ def share(text: str | float) -> float:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is no share; write it as 0.005 or 0.5%") from error
+
+
+class StepBar:
+    """A bar over steps whose number comes with the first of them."""
+
+    def __init__(self, bar: Progress, description: str) -> None:
+        self.bar, self.task = bar, bar.add_task(description, total=None, note="")
+
+    def __call__(self, done: int, planned: int) -> None:
+        self.bar.update(self.task, completed=done, total=planned)
