@@ -19,7 +19,7 @@ from grd_edge.bundle import Bundle
 from grd_edge.bundle_schema import decision_regions
 from grd_edge.calibrate import ranges_from_images
 from grd_edge.checkpoint import Checkpoint
-from grd_edge.data.dataset import Dataset, Sample, content_ids, refuse_seen
+from grd_edge.data.dataset import Dataset, Sample, content_ids, distinct_products, product_key, refuse_seen
 from grd_edge.data.frames import grid_from_config, read_frame
 from grd_edge.data.images import file_sha256, read_image, read_mask
 from grd_edge.decide import checked_agreement, checked_k, product_score
@@ -204,7 +204,7 @@ def recalibrated_bundle(
         # What the fit would refuse after minutes of scoring.
         checked_alpha(alpha) if method == "good_only" else checked_objective(objective, beta, precision)
         refuse_seen(samples, seen_ids(training_of(bundle)), purpose="thresholds")
-        samples, duplicates = _distinct_products(samples)
+        samples, duplicates = distinct_products(samples)
         products = _product_patches(inspector, bundle, samples, regions, on_progress)
         version = inspector.engine_version
     scores, indices = [product.scores for product in products], [product.regions for product in products]
@@ -243,31 +243,6 @@ def recalibrated_bundle(
         "fit": details,
     }
     return bundles.write_decision(path, decision, of=bundle)
-
-
-def _product_key(sample: Sample) -> str:
-    return sample.product or str(sample.path)
-
-
-def _distinct_products(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
-    """The samples without those of products whose contents another product has, and how many products that leaves out.
-
-    Raises:
-        InputError: one content is both good and defective.
-    """
-    contents: dict[str, set[str]] = {}
-    labelled: dict[str, Sample] = {}
-    for sample in samples:
-        contents.setdefault(_product_key(sample), set()).add(sample.sha256)
-        other = labelled.setdefault(sample.sha256, sample)
-        if other.defective != sample.defective:
-            raise InputError(
-                f"{sample.path} ({sample.kind}) has the same content as {other.path} ({other.kind}); "
-                "remove the one with the wrong label"
-            )
-    first: dict[frozenset[str], str] = {}
-    kept = {key for key, each in contents.items() if first.setdefault(frozenset(each), key) == key}
-    return [sample for sample in samples if _product_key(sample) in kept], len(contents) - len(kept)
 
 
 def _roi_of_fit(bundle: Bundle, sealed_roi: Sequence[bool]) -> str:
@@ -312,7 +287,7 @@ def _product_patches(
         scaled = working_size(h, w, geometry["scale_px"])
         index = regions.of_patches(inspection.positions, geometry["patch_h"], geometry["patch_w"], *scaled)
         scores = inspection.phi if decides == "phi" else inspection.phi_local
-        key = _product_key(sample)
+        key = product_key(sample)
         if is_other_mask(mask, sealed):
             others.add(key)
         found.setdefault(key, []).append((scores[index >= 0], index[index >= 0]))
