@@ -25,7 +25,7 @@ WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 def _rounded(x: torch.Tensor, scale: torch.Tensor | float, lowest: int, highest: int) -> torch.Tensor:
-    """`x` on the grid scale * q, q from lowest to highest; divided, not multiplied by 1 / scale, as QuantizeLinear does.
+    """`x` on the grid scale * q, q from lowest to highest; divided, as QuantizeLinear does, not times 1 / scale.
 
     The gradient reaches `scale`, too: q - x / scale inside, q where it is clipped.
     """
