@@ -155,6 +155,16 @@ class TrainConfig(Section):
         return self
 
 
+class QatConfig(Section):
+    """Fine-tuning with fake quantization (`train --qat`); how long and in which batches says `train`."""
+
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    range_lr: Annotated[float, Field(ge=0)] = 1e-3  # relative steps of the activation ranges; 0: they stay
+    distillation: Annotated[float, Field(ge=0)] = 50.0  # weight of the contextual loss to the FP32 reconstruction
+    score: Annotated[float, Field(ge=0)] = 0.0  # of the mean |phi - phi of FP32|
+    reconstruction: Annotated[float, Field(ge=0)] = 0.0  # of the method's own terms
+
+
 class ScoreConfig(Section):
     decides: Literal["phi", "phi_local"] = "phi"
     window: Literal["gaussian", "box"] = "gaussian"
@@ -181,6 +191,7 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    qat: QatConfig = QatConfig()
     score: ScoreConfig = ScoreConfig()
     decision: DecisionConfig = DecisionConfig()
 
@@ -220,7 +231,17 @@ def load_config(*, profile: str | None = None, path: Path | None = None, overrid
     if not isinstance(name, str) or name not in profile_names():
         raise ConfigError(f"there is no profile {name!r}{nearest(str(name), profile_names())}")
     text = (resources.files("grd_edge") / "profiles" / f"{name}.yaml").read_text(encoding="utf-8")
-    merged = _overlay(yaml.safe_load(text) or {}, user)
+    merged = _with_settings(_overlay(yaml.safe_load(text) or {}, user), overrides)
+    return config_from_mapping({**merged, "profile": name})
+
+
+def overlaid_config(base: Config, *, path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """As `load_config`, over a configuration in place of a profile."""
+    merged = _with_settings(_overlay(base.to_json(), read_yaml(path) if path else {}), overrides)
+    return config_from_mapping({**merged, "profile": base.profile})
+
+
+def _with_settings(merged: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     for setting in overrides:
         key, separator, value = setting.partition("=")
         if not separator:
@@ -232,7 +253,7 @@ def load_config(*, profile: str | None = None, path: Path | None = None, overrid
         for part in reversed(key.strip().split(".")):
             parsed = {part: parsed}
         merged = _overlay(merged, parsed)
-    return config_from_mapping({**merged, "profile": name})
+    return merged
 
 
 def config_from_mapping(mapping: dict[str, Any]) -> Config:

@@ -242,7 +242,8 @@ class TrainingBar:
 
     def __call__(self, state) -> None:
         losses = state.losses
-        note = f"loss {losses['total']:.2f}  contextual {losses['contextual']:.3f}"
+        name = next(name for name in losses if name != "total")
+        note = f"loss {losses['total']:.2f}  {name} {losses[name]:.3f}"
         self.bar.update(self.task, completed=state.step, total=state.steps, note=note)
 
 
