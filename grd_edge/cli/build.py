@@ -11,12 +11,14 @@ from grd_edge.cli.common import (
     CheckpointPath,
     ImageBar,
     Json,
+    PrecisionBar,
     each_category,
     err,
     load_dataset,
     print_json,
     print_rows,
     progress,
+    share,
 )
 
 app = typer.Typer(help="Build what ships: the ONNX model, its INT8 form, or a whole bundle.", no_args_is_help=True)
@@ -78,7 +80,7 @@ def int8(
 
 @app.command()
 @each_category(
-    inputs={"checkpoint": ".safetensors"}, outputs={"output": ".grdb"}, columns=("bundle", "threshold", "engines")
+    inputs={"checkpoint": ".safetensors"}, outputs={"output": ".grdb"}, columns=("bundle", "threshold", "precision")
 )
 def bundle(
     checkpoint: CheckpointPath,
@@ -90,18 +92,40 @@ def bundle(
         ),
     ] = None,
     alpha: Annotated[float | None, typer.Option(help="False-reject rate; default: the checkpoint's.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="auto (default with --data): the fastest that is measured faster than fp32 and inside the budget; "
+            "or fp32, bf16, int8."
+        ),
+    ] = None,
+    max_auroc_drop: Annotated[
+        float, typer.Option(parser=share, metavar="SHARE", help="What a lower precision may cost in AUROC.")
+    ] = 0.002,
+    max_flips: Annotated[
+        float, typer.Option(parser=share, metavar="SHARE", help="Share of patches that it may decide otherwise.")
+    ] = 0.005,
+    recipe: Annotated[
+        str | None, typer.Option(help="How activation ranges are calibrated: a name or a YAML file.")
+    ] = None,
     json_: Json = False,
 ) -> None:
-    """Write a bundle for the cpu target; with --data, its mask of interest, regions and thresholds too.
+    """Write a bundle for the cpu target; with --data, its precision, mask of interest, regions and thresholds too.
 
     For a benchmark root CHECKPOINT and --output are the folders of <category>.safetensors and <category>.grdb.
     """
     from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle, roi_of_dataset
+    from grd_edge.bundle import MODEL
     from grd_edge.checkpoint import read_checkpoint
     from grd_edge.data.check import check_dataset
+    from grd_edge.errors import InputError
+    from grd_edge.precision import Budget
+    from grd_edge.search import choice_of_checkpoint
 
     trained = read_checkpoint(checkpoint)
     if data is None:
+        if precision not in (None, "fp32"):
+            raise InputError(f"precision {precision} is measured on images before it ships; give them with --data")
         lost = _without_data(output)
         built = bundle_from_checkpoint(trained, output)
         if lost:
@@ -110,11 +134,16 @@ def bundle(
         decision = trained.config.decision
         dataset = load_dataset(data, seed=trained.config.train.seed, need_test=False)
         check_dataset(dataset, trained.config)
+        budget = Budget(max_auroc_drop, max_flips)
+        options = {"request": precision or "auto", "budget": budget, **({"recipe": recipe} if recipe else {})}
         with progress() as bar:
             built = bundle_from_checkpoint(
                 trained,
                 output,
                 roi=roi_of_dataset(dataset),
+                choose=lambda model: choice_of_checkpoint(
+                    trained, dataset.train, model, MODEL, watch=PrecisionBar(bar).watcher, **options
+                ),
                 finish=lambda folder: recalibrated_bundle(
                     folder,
                     dataset.calibration,
@@ -130,6 +159,8 @@ def bundle(
     result = {
         "bundle": str(output),
         "engines": engines,
+        "precision": built.manifest["precision"]["chosen"]["cpu"],
+        "why": built.manifest["precision"]["why"],
         "threshold": built.threshold,
         "thresholds": thresholds,
         "seal": built.seal,

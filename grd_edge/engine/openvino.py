@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import openvino
 
 from grd_edge.errors import EngineError, one_line
 
 # What runs unquantized; never left to OpenVINO, which silently takes BF16.
-_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8-bf16": "bf16"}
 
 
 class OpenVinoEngine:
@@ -20,17 +18,17 @@ class OpenVinoEngine:
 
     Args:
         model: serialized single-file ONNX, FP32, or INT8 in the style `openvino`.
-        precision: `fp32`, `bf16`, or `int8` for a quantized model.
+        precision: `fp32`, `bf16`; for a quantized model `int8`, or `int8-bf16`: what is not quantized runs in BF16.
         threads: of the engine; 0: all cores.
 
     Raises:
         EngineError: an unknown precision or one that this CPU lacks, or OpenVINO refuses the model.
     """
 
-    def __init__(self, model: bytes, precision: Literal["fp32", "bf16", "int8"] = "fp32", threads: int = 0) -> None:
+    def __init__(self, model: bytes, precision: str = "fp32", threads: int = 0) -> None:
         if precision not in _HINTS:
             raise EngineError(f"OpenVINO takes precision {', '.join(_HINTS)}, found {precision!r}")
-        self._hint, self._fuse_adds = _HINTS[precision], precision == "int8"
+        self._hint, self._fuse_adds = _HINTS[precision], precision.startswith("int8")
         self._settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": self._hint}
         if threads:
             self._settings["INFERENCE_NUM_THREADS"] = str(threads)
