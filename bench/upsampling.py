@@ -5,27 +5,22 @@ The weights are random and the ranges those of noise: speed does not depend on t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx
-import openvino
 import torch
 from grd_edge.bench.timer import Timing, interleaved
 
+from grd_edge.calibrate import MIN_PATCHES, ranges_from_images
 from grd_edge.checkpoint import Checkpoint
 from grd_edge.config import Config, load_config
+from grd_edge.engine.openvino import OpenVinoEngine
 from grd_edge.errors import CheckFailedError
-from grd_edge.export import INPUT, TOLERANCE, onnx_from_checkpoint
+from grd_edge.export import TOLERANCE, onnx_from_checkpoint
 from grd_edge.graph import forms, in_form, quantized_before_moves
 from grd_edge.models.generator import Reconstructor
-from grd_edge.quantize import layers_of, quantized
-from grd_edge.ranges import RangeTable
+from grd_edge.quantize import quantized
+from grd_edge.recipes import Minmax
 
-# As kernels/runtime/backend_openvino.cpp compiles; and in INT8 without snippets, which keep a residual add out of the
-# convolution before it (docs/design/precision.md).
-PROPERTIES = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32"}
-INT8_PROPERTIES = {"SNIPPETS_MODE": "DISABLE"}
 INT8_SHARE = 0.5  # of the spread of the outputs, allowed as mean error of INT8; a wrong form is off by all of it
 
 
@@ -40,17 +35,6 @@ def random_checkpoint(config: Config) -> Checkpoint:
     with torch.no_grad():
         net(torch.rand(8, model.channels, model.patch_h, model.patch_w))
     return Checkpoint(config, net.state_dict(), {})
-
-
-def observed_ranges(model: onnx.ModelProto, x: np.ndarray) -> RangeTable:
-    """Minimum and maximum of what layers take, over images x (N, C, H, W) float32."""
-    watched = sorted({layer.tensor for layer in layers_of(model)} - {INPUT})
-    wider = onnx.ModelProto()
-    wider.CopyFrom(model)
-    wider.graph.output.extend(onnx.ValueInfoProto(name=name) for name in watched)
-    values = openvino.compile_model(openvino.Core().read_model(wider.SerializeToString()), "CPU", PROPERTIES)(x)
-    ranges = {name: (float(values[name].min()), float(values[name].max())) for name in watched}
-    return RangeTable("minmax", "", "", len(x), len(x), ranges)
 
 
 def race_upsampling(*, base: int = 16, patch_px: int = 128, batch: int = 8, rounds: int = 30) -> dict[str, Timing]:
@@ -69,22 +53,17 @@ def race_forms(model: onnx.ModelProto, *, batch: int = 8, rounds: int = 30, sett
             rounding explains.
     """
     _, *shape = (dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim)
-    x = (np.random.default_rng(0).integers(0, 256, (batch, *shape)) / 255).astype(np.float32)
-    table = observed_ranges(model, x)
-    core = openvino.Core()
-
-    def contender(contents: onnx.ModelProto, properties: dict[str, str]) -> Callable[[np.ndarray], np.ndarray]:
-        read = core.read_model(contents.SerializeToString())
-        read.reshape(x.shape)
-        request = core.compile_model(read, "CPU", PROPERTIES | properties).create_infer_request()
-        return lambda images: request.infer([images])[0]
-
+    images = np.random.default_rng(0).integers(0, 256, (max(batch, MIN_PATCHES), *shape))
+    x = (images / 255).astype(np.float32)
+    recipe = Minmax(algorithm="minmax")
+    table = ranges_from_images(model.SerializeToString(), [x], recipe=recipe, images_sha256="")
     contenders = {}
     for form in forms(model):
         rewritten = in_form(model, form)
-        contenders[f"fp32 {form}"] = contender(rewritten, {})
         int8 = quantized_before_moves(quantized(rewritten, table, style="openvino"))
-        contenders[f"int8 {form}"] = contender(int8, INT8_PROPERTIES)
+        for precision, contents in (("fp32", rewritten), ("int8", int8)):
+            engine = OpenVinoEngine(contents.SerializeToString(), precision)
+            contenders[f"{precision} {form}"] = engine.reconstruct
 
     def check(outputs: dict[str, np.ndarray]) -> None:
         exact = outputs["fp32 transposed"]
@@ -97,7 +76,7 @@ def race_forms(model: onnx.ModelProto, *, batch: int = 8, rounds: int = 30, sett
                     f"{exact.std():.1e}; a wrong result is not timed"
                 )
 
-    return interleaved(contenders, rounds=rounds, inputs=(x,), settle_ms=settle_ms, check=check)
+    return interleaved(contenders, rounds=rounds, inputs=(x[:batch],), settle_ms=settle_ms, check=check)
 
 
 def table_of(timings: dict[str, Timing]) -> str:
