@@ -60,6 +60,8 @@ def rank_correlation(ours: np.ndarray, theirs: np.ndarray) -> tuple[float | None
     if len(a) < 2 or (a == a[0]).all() or (b == b[0]).all():
         return None, None
     ranks = [stats.rankdata(values) for values in (a, b)]
+    if np.array_equal(*ranks):
+        return 1.0, 1.0  # which rounding would miss
     return float(np.corrcoef(*ranks)[0, 1].clip(-1, 1)), float(stats.kendalltau(*ranks).statistic)
 
 

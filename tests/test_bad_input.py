@@ -577,6 +577,39 @@ TABLE = {
         "patch",
         "",
     ),
+    "comparison with what there is not": (
+        lambda w: ["eval", w.stock / "part.grdb", "--data", w.parts(), "--against", "onnxrutime"],
+        "nothing called 'onnxrutime'",
+        "did you mean 'onnxruntime'? choose torch",
+    ),
+    "comparison with an engine to come": (
+        lambda w: ["eval", w.stock / "part.grdb", "--data", w.parts(), "--against", "tensorrt"],
+        "TensorRT engine is not written yet",
+        "compare with torch",
+    ),
+    "comparison with a precision the bundle lacks": (
+        lambda w: ["eval", w.stock / "part.grdb", "--data", w.parts(), "--against", "native:int8"],
+        "no cpu engine of precision 'int8'",
+        "it has fp32",
+    ),
+    "evaluation of a precision the bundle lacks": (
+        lambda w: ["eval", w.stock / "part.grdb", "--data", w.parts(), "--precision", "bf16"],
+        "no cpu engine of precision 'bf16'",
+        "it has fp32",
+    ),
+    "comparison of a bundle that does not say its network": (
+        lambda w: [
+            "eval",
+            w.manifest(lambda m: m["provenance"].pop("config")),
+            "--data",
+            w.parts(),
+            "--against",
+            "torch",
+            "--no-untrained",
+        ],
+        "does not hold the configuration of its model",
+        "give its checkpoint",
+    ),
     "a run that is there": (
         lambda w: w.train(damaged_run(w)),
         "holds a run",
