@@ -115,6 +115,13 @@ def pixels(*shape, dtype=np.uint8, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape or (48, 48)).astype(dtype)
 
 
+def without_configuration(w: World) -> Path:
+    """A bundle that does not say how its network was configured; its thresholds would be another's."""
+    bundle = w.manifest(lambda manifest: manifest["provenance"].pop("config"))
+    (bundle / "decision.json").unlink()
+    return bundle
+
+
 def tiff_of_two_pages(w: World) -> Path:
     path = w / "pages.tiff"
     assert cv2.imwritemulti(str(path), [pixels(), pixels(seed=1)])
@@ -600,7 +607,7 @@ TABLE = {
     "comparison of a bundle that does not say its network": (
         lambda w: [
             "eval",
-            w.manifest(lambda m: m["provenance"].pop("config")),
+            without_configuration(w),
             "--data",
             w.parts(),
             "--against",

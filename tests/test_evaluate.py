@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,19 +24,6 @@ from grd_edge.products import ProductRule
 from grd_edge.regions import scaled_mask
 from grd_edge.runtime import Inspector
 from grd_edge.scored import COLUMNS, rows_from_scored, scored_from_samples
-
-
-@pytest.fixture(scope="module")
-def masked(parts, tmp_path_factory):
-    """Synthetic parts whose spots have masks, but for the last two."""
-    folder = shutil.copytree(parts, tmp_path_factory.mktemp("masked") / "parts")
-    truth = folder / "ground_truth" / "spot"
-    truth.mkdir(parents=True)
-    for path in sorted((folder / "test" / "spot").iterdir())[:-2]:
-        mask = np.uint8(255) * (cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) < 30)
-        assert mask.any()
-        cv2.imwrite(str(truth / f"{path.stem}_mask.png"), mask)
-    return folder
 
 
 @pytest.fixture(scope="module")

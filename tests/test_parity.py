@@ -292,6 +292,18 @@ def test_every_backend_reproduces_the_fp32_engine(tiny_bundle_files, dataset, na
         assert result["x_hat_max_abs_diff"] == result["phi_p99_abs_diff"] == 0
 
 
+def test_aupro_is_compared_where_there_are_masks(int8_bundle, masked):
+    samples = dataset_from_folder(masked).test
+    result, scored, comparison = evaluated_bundle(int8_bundle, samples, against=Backend("native"), untrained=False)
+    assert result["aupro_delta"] == result["aupro"] - result["aupro_reference"]
+    assert result["aupro_reference"] == comparison.reference.quality.aupro
+    low, high = result["aupro_delta_ci95"]
+    assert low - 1e-3 <= result["aupro_delta"] <= high + 1e-3 and result["aupro_resamples"] == 1000
+    assert scored.pixel_counts.defective.sum() == 10 and len(scored.pixel_counts.defective) == 22
+    assert comparison.notes[0].endswith("the data has no calibration images")
+    assert b"| AUPRO |" in parity_markdown(parity_document(comparison))
+
+
 def test_int8_differs_and_says_whose_thresholds_they_are(int8_bundle, dataset):
     result, _, comparison = evaluated_bundle(
         int8_bundle, dataset.test, against=Backend("native"), calibration=dataset.calibration, untrained=False
