@@ -157,15 +157,9 @@ class _Run:
         state, period = self.state, max(TIMED_STEPS, self.config.train.auxiliary_every)
         before = {key: value.clone() for key, value in state.tensors().items()}
         scaler = state.scaler()
-        times = []
-        for step in range(WARM_STEPS + 2 * period):
-            start = time.perf_counter()
-            state.advance(self.loader.at(step), step, 1_000_000)
-            times.append(time.perf_counter() - start)
+        steps = steps_within(seconds, lambda step: state.advance(self.loader.at(step), step, 1_000_000), period)
         state.load(before, scaler)
-        # Whole periods, as some steps carry more terms; the faster one, as other work may have held up the other.
-        first, second = np.split(np.array(times[WARM_STEPS:]), 2)
-        return max(1, int((seconds - sum(times)) / min(first.mean(), second.mean())))
+        return steps
 
     def save(self) -> None:
         """Writes the whole state where there is a run folder."""
@@ -263,6 +257,23 @@ def _asking(run: _Run) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def steps_within(seconds: float, advance: Callable[[int], object], period: int = TIMED_STEPS) -> int:
+    """How many steps fit into `seconds`, those included that are made to find out.
+
+    Args:
+        advance: makes the step of a number.
+        period: steps after which their cost repeats.
+    """
+    times = []
+    for step in range(WARM_STEPS + 2 * period):
+        start = time.perf_counter()
+        advance(step)
+        times.append(time.perf_counter() - start)
+    # Whole periods, as some steps carry more terms; the faster one, as other work may have held up the other.
+    first, second = np.split(np.array(times[WARM_STEPS:]), 2)
+    return max(1, int((seconds - sum(times)) / min(first.mean(), second.mean())))
 
 
 def checkpoint_from_dataset(

@@ -43,7 +43,17 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
     return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * at / cycle)))
 
 
-def _fast_layout(module: torch.nn.Module, base: int) -> torch.nn.Module:
+@torch.no_grad()
+def perturbed_batch(x: torch.Tensor, config: Config, step: int, rank: int = 0) -> tuple[torch.Tensor, Perturbed]:
+    """A process' part of a batch, augmented, and the same perturbed; a function of (seed, step, process)."""
+    entropy = (config.train.seed, step, rank)
+    generator = torch.Generator(device=x.device)
+    generator.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+    x = augment(x, config.augmentation, generator)
+    return x, perturb(x, config.perturbation, generator)
+
+
+def fast_layout(module: torch.nn.Module, base: int) -> torch.nn.Module:
     """`module` in channels_last, which oneDNN and cuDNN convolve fastest.
 
     Not for widths below 16: there the backward pass of a 1x1 convolution of stride 2 writes past its buffer
@@ -95,8 +105,8 @@ class TrainingState:
         self.wanted = self.stop = False
         self.fruitless = 0
         torch.manual_seed(config.train.seed)
-        generator = _fast_layout(Generator(config.model), config.model.base)
-        discriminator = _fast_layout(Discriminator(config.model), config.model.discriminator_base or config.model.base)
+        generator = fast_layout(Generator(config.model), config.model.base)
+        discriminator = fast_layout(Discriminator(config.model), config.model.discriminator_base or config.model.base)
         # Not Fabric's setup of modules: its reducer knows neither gradients confined to a network nor idle parts.
         self.generator, self.discriminator = fabric.to_device(generator), fabric.to_device(discriminator)
         for module in (*self.generator.modules(), *self.discriminator.modules()):
@@ -113,14 +123,8 @@ class TrainingState:
     # ------------------------------------------------------------------ steps
 
     def perturbed(self, batch: torch.Tensor, step: int) -> tuple[torch.Tensor, Perturbed]:
-        """This process' part of a batch, augmented, and the same perturbed; a function of (seed, step, process)."""
-        x = self.fabric.to_device(batch)
-        entropy = (self.config.train.seed, step, self.fabric.global_rank)
-        generator = torch.Generator(device=x.device)
-        generator.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
-        with torch.no_grad():
-            x = augment(x, self.config.augmentation, generator)
-            return x, perturb(x, self.config.perturbation, generator)
+        """`perturbed_batch` of this process' part."""
+        return perturbed_batch(self.fabric.to_device(batch), self.config, step, self.fabric.global_rank)
 
     @torch.no_grad()
     def whiten_bottleneck(self, batch_at: Callable[[int], torch.Tensor], images: int) -> None:
@@ -257,7 +261,7 @@ class TrainingState:
 
     def reconstructor(self) -> Reconstructor:
         """A network of its own with the shipped weights, in evaluation mode."""
-        net = _fast_layout(Reconstructor(self.config.model), self.config.model.base)
+        net = fast_layout(Reconstructor(self.config.model), self.config.model.base)
         net = self.fabric.to_device(net)
         net.load_state_dict(self.shipped())
         return net.eval()

@@ -243,7 +243,8 @@ class TrainingBar:
 
     def __call__(self, state) -> None:
         losses = state.losses
-        note = f"loss {losses['total']:.2f}  contextual {losses['contextual']:.3f}"
+        name = next(name for name in losses if name != "total")
+        note = f"loss {losses['total']:.2f}  {name} {losses[name]:.3f}"
         self.bar.update(self.task, completed=state.step, total=state.steps, note=note)
 
 
@@ -255,3 +256,38 @@ class ImageBar:
 
     def __call__(self, done: int, *_: object) -> None:
         self.bar.update(self.task, completed=done)
+
+
+class PrecisionBar:
+    """A bar of the search for a precision: its steps in turn, and how far a step is that has many parts."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar, self.task = bar, bar.add_task("precision", total=None, note="")
+
+    @property
+    def watcher(self):
+        from grd_edge.search import Watcher
+
+        return Watcher(
+            lambda text: self.bar.update(self.task, completed=0, total=None, note=text),
+            lambda done, total: self.bar.update(self.task, completed=done, total=total),
+        )
+
+
+def share(text: str | float) -> float:
+    """A share such as `0.005` or `0.5%`."""
+    text = str(text)
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no share; write it as 0.005 or 0.5%") from error
+
+
+class StepBar:
+    """A bar over steps whose number comes with the first of them."""
+
+    def __init__(self, bar: Progress, description: str) -> None:
+        self.bar, self.task = bar, bar.add_task(description, total=None, note="")
+
+    def __call__(self, done: int, planned: int) -> None:
+        self.bar.update(self.task, completed=done, total=planned)
