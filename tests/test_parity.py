@@ -191,6 +191,12 @@ def test_a_shifted_engine_flips_what_lies_between_until_both_are_refitted(images
     json.dumps(figures, allow_nan=False)
 
 
+def test_a_region_without_calibration_patches_has_no_threshold(images):
+    rule = replace(RULE, thresholds=(0.5, 0.4))
+    with pytest.raises(InputError, match="patches in 1 of 2 regions"):
+        refitted(*(scored_together((Scripted(TEST), Scripted(TEST)), images("gg"))), rule)
+
+
 def test_products_flip_by_their_k(images):
     rule = replace(RULE, k=2)
     figures = parity_of(*both(images("ggdd"), TEST, 0.06), rule=rule, resamples=50)
