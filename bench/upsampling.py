@@ -24,6 +24,12 @@ from grd_edge.recipes import Minmax
 INT8_SHARE = 0.5  # of the spread of the outputs, allowed as mean error of INT8; a wrong form is off by all of it
 
 
+def sizes(base: int, patch_px: int) -> list[str]:
+    """Settings of a network of this width on square patches."""
+    values = {"base": base, "patch_h": patch_px, "patch_w": patch_px}
+    return [f"model.{name}={value}" for name, value in values.items()]
+
+
 def random_checkpoint(config: Config) -> Checkpoint:
     """Random weights; BatchNorm statistics of noise let the network tell images apart."""
     model = config.model
@@ -39,8 +45,7 @@ def random_checkpoint(config: Config) -> Checkpoint:
 
 def race_upsampling(*, base: int = 16, patch_px: int = 128, batch: int = 8, rounds: int = 30) -> dict[str, Timing]:
     """`race_forms` of a random network."""
-    sizes = {"base": base, "patch_h": patch_px, "patch_w": patch_px}
-    config = load_config(overrides=[f"model.{name}={value}" for name, value in sizes.items()])
+    config = load_config(overrides=sizes(base, patch_px))
     model = onnx.load_from_string(onnx_from_checkpoint(random_checkpoint(config)))
     return race_forms(model, batch=batch, rounds=rounds)
 
