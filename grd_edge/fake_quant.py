@@ -70,18 +70,23 @@ class ActivationGrid(nn.Module):
 
 
 class RangeWatcher(nn.Module):
-    """Stands in for a grid: changes nothing and keeps minimum and maximum of what passes."""
+    """Stands in for a grid: changes nothing, and keeps the means over all patches of their minimum and maximum."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.low, self.high = math.inf, -math.inf
+        self.count, self.low, self.high = 0, 0.0, 0.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        low, high = (value.item() for value in torch.aminmax(x))
+        low, high = torch.aminmax(x.flatten(1), dim=1)
+        low, high = low.double().sum().item(), high.double().sum().item()
         if not (math.isfinite(low) and math.isfinite(high)):
             raise InputError("an activation is not finite on the calibration images; check the images and the model")
-        self.low, self.high = min(low, self.low), max(high, self.high)
+        self.count, self.low, self.high = self.count + len(x), self.low + low, self.high + high
         return x
+
+    def range(self) -> tuple[float, float]:
+        """(low, high), float32 values."""
+        return tuple(torch.tensor([self.low, self.high], dtype=torch.float64).div(self.count).float().tolist())
 
 
 class FoldedLayer(nn.Module):
@@ -151,7 +156,10 @@ def grids_of_layers(layers: Iterable[Layer], ranges: Mapping[str, tuple[float, f
 def ranges_of_layers(
     net: Reconstructor, layers: Sequence[Layer], batches: Iterable[torch.Tensor]
 ) -> dict[str, tuple[float, float]]:
-    """Minimum and maximum of what each layer takes, in float32, over batches (N, C, H, W).
+    """Range of what each layer takes, in float32: means of the patches' minima and maxima over batches (N, C, H, W).
+
+    Not the extremes of all: one unusual image widens those by several times (docs/design/precision.md), and where a
+    range should end is learned.
 
     Raises:
         InputError: no batches, or NaN or Inf in an activation.
@@ -160,9 +168,9 @@ def ranges_of_layers(
     watched = fake_quantized(net, {layer.name: of_tensor[layer.tensor] for layer in layers})
     for batch in batches:
         watched(batch)
-    if not all(math.isfinite(watcher.low) for watcher in of_tensor.values()):
+    if not all(watcher.count for watcher in of_tensor.values()):
         raise InputError("there are no calibration patches; give a folder with good images")
-    return {layer.name: (of_tensor[layer.tensor].low, of_tensor[layer.tensor].high) for layer in layers}
+    return {layer.name: of_tensor[layer.tensor].range() for layer in layers}
 
 
 def fake_quantized(net: Reconstructor, grids: Mapping[str, nn.Module]) -> Reconstructor:

@@ -166,8 +166,8 @@ def checkpoint_from_qat(
 
     Args:
         config: of `qat_config`.
-        table: ranges of the teacher's exported model to start from, and what its recipe keeps; None: minimum and
-            maximum on `dataset.calibration`.
+        table: ranges of the teacher's exported model to start from, and what its recipe keeps; None: those of
+            `ranges_of_layers` on `dataset.calibration`.
         keep: layers, or patterns of them, that stay in float32 besides.
         teacher_sha256: of the teacher's file.
 
@@ -257,7 +257,7 @@ def _steps_within(
 def _calibrated(
     state: _FineTuning, model: bytes, dataset: Dataset, config: Config
 ) -> tuple[RangeTable, dict[str, tuple[float, float]]]:
-    """Table of minimum and maximum on the calibration images, and the same by layer."""
+    """Table of the ranges on the calibration images, and the same by layer."""
     grid, count = grid_from_config(config), 0
 
     def batches():
@@ -272,7 +272,7 @@ def _calibrated(
     ranges = ranges_of_layers(state.net, state.layers, batches())
     of_tensor = {layer.tensor: ranges[layer.name] for layer in state.layers}
     identity = dataset.manifest_sha256()
-    table = RangeTable("minmax", sha256_hex(model), identity, len(dataset.calibration), count, of_tensor)
+    table = RangeTable("mean-minmax", sha256_hex(model), identity, len(dataset.calibration), count, of_tensor)
     return table, ranges
 
 
@@ -310,8 +310,10 @@ def qat_run(
     check_output(output)
     teacher = read_checkpoint(checkpoint)
     run = run_folder_of(output)
-    if (output.exists() and output.samefile(checkpoint)) or (run / "last.safetensors").exists():
-        raise InputError(f"{output} is the result of another training; choose another --output")
+    if output.exists() and output.samefile(checkpoint):
+        raise InputError(f"{output} is the checkpoint itself; choose another --output")
+    if (run / "last.safetensors").exists():
+        raise InputError(f"{output} is the result of the training in {run}; choose another --output")
     if output.exists() and not overwrite:
         raise InputError(f"{output} is there already; replace it with --overwrite, or choose another --output")
     result = checkpoint_from_qat(teacher, dataset, config, teacher_sha256=file_sha256(checkpoint), **options)
