@@ -7,7 +7,7 @@ checkpoint, its teacher, does; BatchNorm is frozen. Source: docs/design/precisio
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,8 +112,7 @@ class _FineTuning:
         x_hat = self.student(noisy)
         terms = {"distillation": (qat.distillation, contextual_loss(target, x_hat, config.loss))}
         if qat.score:
-            distances = (ssim_distance_map(noisy, each).mean((1, 2, 3)) for each in (target, x_hat))
-            of_target, of_student = distances
+            of_target, of_student = (ssim_distance_map(noisy, each).mean((1, 2, 3)) for each in (target, x_hat))
             terms["score"] = qat.score, (of_student - of_target).abs().mean()
         if qat.reconstruction:
             own = weighted_sum(reconstruction_terms(x, perturbed, x_hat, config.loss), config.loss)
@@ -133,10 +132,6 @@ class _FineTuning:
             group["lr"] = group["share"] * learning_rate(step, steps, self.schedule)
         self.adam.step()
         return {"total": total.item(), **{name: value.item() for name, (_, value) in terms.items()}}
-
-    def tensors(self) -> list[torch.Tensor]:
-        """Everything that a step changes besides the optimizer."""
-        return [*self.net.parameters(), *self.growths]
 
     @torch.no_grad()
     def phi(self, net: torch.nn.Module, patches: np.ndarray) -> np.ndarray:
@@ -189,16 +184,14 @@ def checkpoint_from_qat(
     if not layers:
         raise InputError("no layer is left to quantize, so there is nothing to fine-tune; keep fewer layers")
     state = _FineTuning(teacher, config, layers, fabric.device)
-    if table:
-        check_fresh(table, sha256_hex(model))
-        start = {layer.name: table.ranges.get(layer.tensor, (0.0, 0.0)) for layer in layers}
-        measured = _measured_patches(dataset.calibration, config)
-    else:
-        table, start = _calibrated(state, model, dataset, config)
-        measured = _measured_patches(dataset.calibration, config)
+    if table is None:
+        table = _calibrated(state, sha256_hex(model), dataset)
+    check_fresh(table, sha256_hex(model))
     for layer in layers:
         table.grid(layer.tensor)  # refuses what has no range
+    start = {layer.name: table.ranges[layer.tensor] for layer in layers if layer.tensor != IMAGE}
     state.quantize(start)
+    measured = _measured_patches(dataset.calibration, config)
     expected = state.phi(state.teacher, measured)
     before = _error(state.phi(state.student, measured), expected)
 
@@ -254,26 +247,21 @@ def _steps_within(
     return steps
 
 
-def _calibrated(
-    state: _FineTuning, model: bytes, dataset: Dataset, config: Config
-) -> tuple[RangeTable, dict[str, tuple[float, float]]]:
-    """Table of the ranges on the calibration images, and the same by layer."""
-    grid, count = grid_from_config(config), 0
+def _calibrated(state: _FineTuning, model_sha256: str, dataset: Dataset) -> RangeTable:
+    """Ranges of the teacher's activations on the calibration images."""
+    grid, count = grid_from_config(state.config), 0
 
-    def batches():
+    def batches() -> Iterator[torch.Tensor]:
         nonlocal count
         for sample in dataset.calibration:
-            patches = grid.cut(read_frame(sample, config))
-            for first in range(0, len(patches), BATCH):
-                x = patches[first : first + BATCH]
+            for x in torch.from_numpy(grid.cut(read_frame(sample, state.config))).split(BATCH):
                 count += len(x)
-                yield torch.from_numpy(x).to(state.device)
+                yield x.to(state.device)
 
-    ranges = ranges_of_layers(state.net, state.layers, batches())
-    of_tensor = {layer.tensor: ranges[layer.name] for layer in state.layers}
-    identity = dataset.manifest_sha256()
-    table = RangeTable("mean-minmax", sha256_hex(model), identity, len(dataset.calibration), count, of_tensor)
-    return table, ranges
+    found = ranges_of_layers(state.net, state.layers, batches())
+    ranges = {layer.tensor: found[layer.name] for layer in state.layers}
+    images = len(dataset.calibration)
+    return RangeTable("mean-minmax", model_sha256, dataset.manifest_sha256(), images, count, ranges)
 
 
 def _measured_patches(samples: Sequence[Sample], config: Config) -> np.ndarray:
