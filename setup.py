@@ -14,9 +14,10 @@ def version_from_header() -> str:
 
 setup(
     version=version_from_header(),
-    # bench/ is the home of timers and baselines; the demo uses them, so it ships as grd_edge.bench.
-    packages=[*find_packages(include=["grd_edge", "grd_edge.*"]), "grd_edge.bench"],
-    package_dir={"grd_edge.bench": "bench"},
-    package_data={"grd_edge": ["profiles/*.yaml"]},
+    # bench/ is the home of timers and baselines; the demo uses them, so it ships as grd_edge.bench;
+    # calibration/ is data.
+    packages=[*find_packages(include=["grd_edge", "grd_edge.*"]), "grd_edge.bench", "grd_edge.calibration"],
+    package_dir={"grd_edge.bench": "bench", "grd_edge.calibration": "calibration"},
+    package_data={"grd_edge": ["profiles/*.yaml"], "grd_edge.calibration": ["recipes/*.yaml"]},
     cmake_source_dir=".",
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,21 +17,28 @@ import numpy as np
 from grd_edge import bundle as bundles
 from grd_edge.bundle import Bundle
 from grd_edge.bundle_schema import decision_regions
+from grd_edge.calibrate import ranges_from_images
 from grd_edge.checkpoint import Checkpoint
-from grd_edge.data.dataset import Dataset, Sample, content_ids, refuse_seen
+from grd_edge.data.dataset import Dataset, Sample, content_ids, distinct_products, product_key, refuse_seen
 from grd_edge.data.frames import grid_from_config, read_frame
 from grd_edge.data.images import file_sha256, read_image, read_mask
 from grd_edge.decide import checked_agreement, checked_k, product_score
-from grd_edge.errors import InputError
+from grd_edge.engine.onnxruntime import OnnxRuntimeEngine
+from grd_edge.errors import CheckFailedError, InputError
 from grd_edge.export import check_reconstruction, onnx_from_checkpoint
 from grd_edge.files import sha256_hex
 from grd_edge.patches import prepare_frame, working_size
+from grd_edge.precision import Choice, only_fp32
+from grd_edge.quantize import Style, qdq_from_onnx
+from grd_edge.ranges import RangeTable
+from grd_edge.recipes import Recipe
 from grd_edge.regions import Regions, pgm_from_mask
 from grd_edge.runtime import Inspector
 from grd_edge.shipped import PER_IMAGE, is_other_mask, opened_bundle, seen_ids, training_of
 from grd_edge.thresholds import Objective, checked_alpha, checked_objective, fit_good_only, fit_labelled
 
 TARGETS = ("cpu",)
+RANDOM_PATCHES = 4
 SEEN_IMAGES = 10_000  # of a fit: their ids take 0.2 of the 1 MiB that decision.json may have
 
 
@@ -41,12 +48,14 @@ def bundle_from_checkpoint(
     *,
     name: str | None = None,
     roi: np.ndarray | None = None,
+    choose: Callable[[bytes], Choice] | None = None,
     finish: Callable[[Path], object] = lambda folder: None,
 ) -> Bundle:
-    """Exports the model and writes a `cpu` bundle; the engine is checked against torch.
+    """Exports the model and writes a `cpu` bundle; the fp32 engine is checked against torch.
 
     Args:
         roi: (H, W) mask of interest of every frame, nonzero = of interest; it is sealed with the model.
+        choose: serialized FP32 model -> the precision that ships, such as of `search.choice_from_samples`; None: fp32.
         finish: called with the checked bundle before it takes its place, such as to fit its thresholds; where it
             raises, an older bundle at `path` stays as it was.
 
@@ -56,6 +65,8 @@ def bundle_from_checkpoint(
     """
     path, config = Path(path), checkpoint.config
     grid = grid_from_config(config)
+    model = onnx_from_checkpoint(checkpoint)
+    choice = choose(model) if choose else only_fp32(bundles.MODEL, "fp32 is the only precision that was built")
     manifest = {
         "name": name or path.stem,
         "head": "reconstruction",
@@ -69,20 +80,11 @@ def bundle_from_checkpoint(
             "padding": grid.padding,
         },
         "score": config.score.model_dump(mode="json"),
-        "precision": {"chosen": {"cpu": "fp32"}, "tried": [], "why": "fp32 is the only precision that was built"},
-        "engines": [
-            {
-                "target": "cpu",
-                "precision": "fp32",
-                "backend": "openvino",
-                "file": bundles.MODEL,
-                "format": "onnx",
-                "fingerprint": {},
-            }
-        ],
+        "precision": choice.precision,
+        "engines": choice.engines,
         "provenance": {"config": config.to_json(), "training": checkpoint.provenance},
     }
-    files = {bundles.MODEL: onnx_from_checkpoint(checkpoint)}
+    files = {bundles.MODEL: model, **choice.files}
     if roi is not None:
         manifest["roi"] = bundles.ROI
         files[bundles.ROI] = pgm_from_mask(roi)
@@ -92,6 +94,36 @@ def bundle_from_checkpoint(
         finish(folder)
 
     return bundles.write_bundle(path, manifest, files, check=check)
+
+
+class Int8Model(NamedTuple):
+    """A serialized INT8 model, and the largest and mean difference of its x_hat to FP32 on random patches."""
+
+    model: bytes
+    max_difference: float
+    mean_difference: float
+
+
+def int8_from_onnx(model: bytes, table: RangeTable, *, style: Style, keep: Collection[str] = ()) -> Int8Model:
+    """As `qdq_from_onnx`, run by ONNX Runtime beside the FP32 model before it is returned.
+
+    The patches are seeded noise: the differences tell that the model computes, not how well it decides.
+
+    Raises:
+        InputError: see `qdq_from_onnx`.
+        EngineError: ONNX Runtime refuses the model.
+        CheckFailedError: a reconstruction is not finite.
+    """
+    data = qdq_from_onnx(model, table, style=style, keep=keep)
+    engine, reference = OnnxRuntimeEngine(data), OnnxRuntimeEngine(model)
+    x = np.random.default_rng(0).random((RANDOM_PATCHES, *reference.patch_shape), np.float32)
+    difference = np.abs(engine.reconstruct(x) - reference.reconstruct(x))
+    if not np.isfinite(difference).all():
+        raise CheckFailedError(
+            f"the INT8 model in style {style!r} gives reconstructions that are not finite; calibrate again, or keep "
+            "layers in higher precision"
+        )
+    return Int8Model(data, float(difference.max()), float(difference.mean()))
 
 
 def roi_of_dataset(dataset: Dataset) -> np.ndarray | None:
@@ -109,14 +141,14 @@ def roi_of_dataset(dataset: Dataset) -> np.ndarray | None:
 
 
 def _check_engine(folder: Path, checkpoint: Checkpoint) -> None:
-    """One random frame through the native engine and through torch."""
+    """One random frame through the native fp32 engine and through torch."""
     from grd_edge.engine.torch import TorchInspector  # here, since only the check needs the reference
 
     config = checkpoint.config
     side = config.geometry.scale_px or max(config.model.patch_h, config.model.patch_w)
     shape = (max(side, config.model.patch_h), max(side, config.model.patch_w) + 7, config.model.channels)
     frame = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    with Inspector(folder) as inspector:
+    with Inspector(folder, precision="fp32") as inspector:
         found = inspector.inspect(frame, roi=np.ones(frame.shape[:2], bool), x_hat=True)  # in place of the bundle's
     reference = TorchInspector(checkpoint)
     expected = reference.inspect(frame, x_hat=True)
@@ -172,7 +204,7 @@ def recalibrated_bundle(
         # What the fit would refuse after minutes of scoring.
         checked_alpha(alpha) if method == "good_only" else checked_objective(objective, beta, precision)
         refuse_seen(samples, seen_ids(training_of(bundle)), purpose="thresholds")
-        samples, duplicates = _distinct_products(samples)
+        samples, duplicates = distinct_products(samples)
         products = _product_patches(inspector, bundle, samples, regions, on_progress)
         version = inspector.engine_version
     scores, indices = [product.scores for product in products], [product.regions for product in products]
@@ -199,7 +231,7 @@ def recalibrated_bundle(
         "roi": _roi_of_fit(bundle, [product.sealed_roi for product in products]),
         "engine": {"target": "cpu", "precision": bundle.manifest["precision"]["chosen"]["cpu"], "version": version},
         "seen": content_ids(samples)[:SEEN_IMAGES],
-        "images_sha256": sha256_hex("\n".join(sorted(sample.sha256 for sample in samples)).encode()),
+        "images_sha256": images_sha256(samples),
         "grd_edge": metadata.version("grd-edge"),
         "machine": platform.machine(),
         "fitted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -211,31 +243,6 @@ def recalibrated_bundle(
         "fit": details,
     }
     return bundles.write_decision(path, decision, of=bundle)
-
-
-def _product_key(sample: Sample) -> str:
-    return sample.product or str(sample.path)
-
-
-def _distinct_products(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
-    """The samples without those of products whose contents another product has, and how many products that leaves out.
-
-    Raises:
-        InputError: one content is both good and defective.
-    """
-    contents: dict[str, set[str]] = {}
-    labelled: dict[str, Sample] = {}
-    for sample in samples:
-        contents.setdefault(_product_key(sample), set()).add(sample.sha256)
-        other = labelled.setdefault(sample.sha256, sample)
-        if other.defective != sample.defective:
-            raise InputError(
-                f"{sample.path} ({sample.kind}) has the same content as {other.path} ({other.kind}); "
-                "remove the one with the wrong label"
-            )
-    first: dict[frozenset[str], str] = {}
-    kept = {key for key, each in contents.items() if first.setdefault(frozenset(each), key) == key}
-    return [sample for sample in samples if _product_key(sample) in kept], len(contents) - len(kept)
 
 
 def _roi_of_fit(bundle: Bundle, sealed_roi: Sequence[bool]) -> str:
@@ -280,7 +287,7 @@ def _product_patches(
         scaled = working_size(h, w, geometry["scale_px"])
         index = regions.of_patches(inspection.positions, geometry["patch_h"], geometry["patch_w"], *scaled)
         scores = inspection.phi if decides == "phi" else inspection.phi_local
-        key = _product_key(sample)
+        key = product_key(sample)
         if is_other_mask(mask, sealed):
             others.add(key)
         found.setdefault(key, []).append((scores[index >= 0], index[index >= 0]))
@@ -301,7 +308,55 @@ def _product_patches(
     return products
 
 
-def calibration_patches(checkpoint: Checkpoint, samples: Sequence[Sample]):
-    """Patches (N, C, patch_h, patch_w) of each sample, as the network sees them."""
-    grid = grid_from_config(checkpoint.config)
-    return (grid.cut(read_frame(sample, checkpoint.config)) for sample in samples)
+def ranges_from_checkpoint(
+    checkpoint: Checkpoint,
+    model: bytes,
+    samples: Sequence[Sample],
+    *,
+    recipe: Recipe,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> RangeTable:
+    """Activation ranges of an exported checkpoint by a recipe.
+
+    Args:
+        model: of `onnx_from_checkpoint`.
+        samples: calibration images; the recipe says how many of them are used.
+
+    Raises:
+        InputError: an image that the model does not take; see `ranges_from_images`.
+    """
+    if recipe.images and recipe.images < len(samples):
+        samples = [samples[index] for index in np.linspace(0, len(samples) - 1, recipe.images).astype(int)]
+    return ranges_from_images(
+        model,
+        CalibrationPatches(checkpoint, samples),
+        recipe=recipe,
+        images_sha256=images_sha256(samples),
+        score=checkpoint.config.score,
+        on_progress=on_progress,
+    )
+
+
+def images_sha256(samples: Sequence[Sample]) -> str:
+    """Identity of a set of images, whatever their order."""
+    return sha256_hex("\n".join(sorted(sample.sha256 for sample in samples)).encode())
+
+
+class CalibrationPatches:
+    """Patches (N, C, patch_h, patch_w) of each sample, as the network sees them; read whenever they are asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, samples: Sequence[Sample]) -> None:
+        self.config, self.samples = checkpoint.config, samples
+        self.grid = grid_from_config(checkpoint.config)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for sample in self.samples:
+            frame = read_frame(sample, self.config)
+            try:
+                patches = self.grid.cut(frame)
+            except InputError as error:
+                raise InputError(f"{sample.path}: {error}") from error
+            yield patches

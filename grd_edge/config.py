@@ -10,12 +10,12 @@ import difflib
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from grd_edge.errors import ConfigError
+from grd_edge.errors import ConfigError, one_line
 
 DEFAULT_PROFILE = "deepindustrial_sn_edge"
 
@@ -25,6 +25,9 @@ Positive = Annotated[int, Field(ge=1)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Section)
 
 
 class ModelConfig(Section):
@@ -226,7 +229,7 @@ def load_config(*, profile: str | None = None, path: Path | None = None, overrid
     user = read_yaml(path) if path else {}
     name = profile or user.get("profile") or DEFAULT_PROFILE
     if not isinstance(name, str) or name not in profile_names():
-        raise ConfigError(f"there is no profile {name!r}{_nearest(str(name), profile_names())}")
+        raise ConfigError(f"there is no profile {name!r}{nearest(str(name), profile_names())}")
     text = (resources.files("grd_edge") / "profiles" / f"{name}.yaml").read_text(encoding="utf-8")
     merged = _with_settings(_overlay(yaml.safe_load(text) or {}, user), overrides)
     return config_from_mapping({**merged, "profile": name})
@@ -246,7 +249,7 @@ def _with_settings(merged: dict[str, Any], overrides: Iterable[str]) -> dict[str
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"setting {setting!r} has a value that is not YAML: {_one_line(error)}") from error
+            raise ConfigError(f"setting {setting!r} has a value that is not YAML: {one_line(error)}") from error
         for part in reversed(key.strip().split(".")):
             parsed = {part: parsed}
         merged = _overlay(merged, parsed)
@@ -259,27 +262,32 @@ def config_from_mapping(mapping: dict[str, Any]) -> Config:
     Raises:
         ConfigError: names the key, the value found and what is expected.
     """
+    return checked_section(Config, mapping)
+
+
+def checked_section(schema: type[S], mapping: dict[str, Any]) -> S:
+    """As `config_from_mapping`, of any section."""
     try:
-        return Config.model_validate(mapping)
+        return schema.model_validate(mapping)
     except ValidationError as error:
         first = error.errors()[0]
         where = [str(part) for part in first["loc"]]
         if first["type"] == "extra_forbidden":
-            known = _known_keys(where[:-1])
-            raise ConfigError(f"unknown setting {'.'.join(where)}{_nearest(where[-1], known)}") from error
+            known = _known_keys(schema, where[:-1])
+            raise ConfigError(f"unknown setting {'.'.join(where)}{nearest(where[-1], known)}") from error
         message = first["msg"].removeprefix("Value error, ")
         found = "" if isinstance(first["input"], dict) else f" (found {first['input']!r})"
         raise ConfigError(f"setting {'.'.join(where) or 'config'}: {message}{found}") from error
 
 
-def _known_keys(where: list[str]) -> list[str]:
-    model: Any = Config
+def _known_keys(model: Any, where: list[str]) -> list[str]:
     for part in where:
         model = model.model_fields[part].annotation if part in model.model_fields else Section
     return sorted(model.model_fields)
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: list[str]) -> str:
+    """The end of a message about an unknown name: the closest known one, or all."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
@@ -301,15 +309,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the configuration {path} cannot be read: {_one_line(error)}") from error
+        raise ConfigError(f"the configuration {path} cannot be read: {one_line(error)}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"the configuration {path} is not YAML: {_one_line(error)}") from error
+        raise ConfigError(f"the configuration {path} is not YAML: {one_line(error)}") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
         raise ConfigError(f"the configuration {path} holds a {type(data).__name__}; expected sections with keys")
     return data
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,13 +21,15 @@ from grd_edge.data.dataset import Dataset, Sample
 from grd_edge.data.frames import grid_from_config, read_frame
 from grd_edge.data.images import read_image
 from grd_edge.engine.torch import TorchInspector
-from grd_edge.evaluate import gain_from_scored, metrics_from_scored, parity_from_scored, scored_from_samples
+from grd_edge.evaluate import gain_from_scored, metrics_from_scored
 from grd_edge.files import write_atomically
 from grd_edge.kernels import active_variant
-from grd_edge.metrics import auroc
+from grd_edge.machine import cpu_name
+from grd_edge.parity import parity_of
 from grd_edge.products import ProductRule
 from grd_edge.report.contact_sheet import Panel, write_contact_sheet
 from grd_edge.runtime import Inspector
+from grd_edge.scored import scored_from_samples
 from grd_edge.train import Progress, checkpoint_from_dataset, untrained_checkpoint
 
 # Solar cells come aligned, with busbars in a few places: turning or mirroring them only multiplies the layouts that
@@ -112,13 +113,12 @@ def run_demo(dataset: Dataset, config: Config, out: Path, watch: Watcher = Watch
         _draw(out / "contact_sheet.png", dataset, config, engine)
     race = race_scores()
 
-    parity = parity_from_scored(scored["engine"], scored["reference"])
+    parity = parity_of(scored["engine"], scored["reference"], rule=rule)
     metrics = metrics_from_scored(scored["engine"])
     summary = {
         "dataset": dataset.name,
         **metrics,
         **gain_from_scored(scored["engine"], scored["untrained"]),
-        "auroc_reference": auroc(scored["reference"].image_scores, scored["reference"].image_labels),
         **parity,
         "threshold": bundle.threshold,
         "threshold_fit": _without_ids(bundle.decision["fit"]),
@@ -148,17 +148,6 @@ def versions(engine_version: str) -> dict[str, str]:
     return {**found, "python": platform.python_version(), "engine": engine_version, "cpu": cpu_name()}
 
 
-def cpu_name() -> str:
-    """Model name and usable cores of this machine's processor."""
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    except OSError:
-        pass
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
-
-
 def _race_frames(engine: Inspector, reference: TorchInspector, samples: Sequence[Sample]) -> dict[str, Timing]:
     """Frame in, decision out, interleaved over frames spread across the test split."""
     chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(TIMED_FRAMES, len(samples))).astype(int)]
@@ -179,9 +168,11 @@ def _draw(path: Path, dataset: Dataset, config: Config, engine: Inspector) -> No
             panels.append(
                 Panel(
                     title=f"{sample.kind} → {result.decision}\n{result.score:.3f} / {result.threshold:.3f}",
-                    image=image.transpose(1, 2, 0).squeeze(),
-                    x_hat=rebuilt.transpose(1, 2, 0).squeeze(),
-                    heatmap=result.heatmap,
+                    pictures=(
+                        image.transpose(1, 2, 0).squeeze(),
+                        rebuilt.transpose(1, 2, 0).squeeze(),
+                        result.heatmap,
+                    ),
                     correct=(result.decision != "good") == sample.defective,
                 )
             )

@@ -61,6 +61,11 @@ class CheckFailedError(GrdError):
     exit_code = 3
 
 
+def one_line(error: Exception) -> str:
+    """What another library says, on one line."""
+    return " ".join(str(error).split())
+
+
 def require(module: str, *, extra: str, purpose: str):
     """Imports `module`, or says which extra brings it.
 

@@ -1,7 +1,6 @@
-"""Scores of labelled images, and how well one engine agrees with another.
+"""How good a bundle is on labelled images: metrics with intervals, the untrained generator and a reference beside it.
 
-An inspector is anything with `inspect(frame) -> Inspection`: the native one or a reference of `grd_edge.engine`.
-Source: docs/method.md, sections 5 to 8.
+Source: docs/method.md, section 8; docs/design/precision.md for the comparison with a reference.
 """
 
 from __future__ import annotations
@@ -9,16 +8,16 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from grd_edge.bundle import Bundle
-from grd_edge.data.dataset import Sample, refuse_seen
-from grd_edge.data.images import read_image, read_mask
-from grd_edge.errors import BundleError, CheckpointError, InputError
+from grd_edge.bundle import Bundle, read_bundle
+from grd_edge.data.dataset import Sample, distinct_products, refuse_seen
+from grd_edge.engine.against import Backend, check_precision, reference_inspector
+from grd_edge.errors import BundleError, InputError
 from grd_edge.metrics import (
     auroc,
     average_precision,
@@ -27,197 +26,20 @@ from grd_edge.metrics import (
     paired_bootstrap,
     rate_interval,
 )
-from grd_edge.pixel_metrics import PixelQuality, PixelScores
-from grd_edge.products import ProductResult, ProductRule
-from grd_edge.regions import scaled_mask
-from grd_edge.runtime import Inspection
+from grd_edge.parity import Comparison, ReconstructionErrors, Refit, parity_of, refitted
+from grd_edge.pixel_metrics import AUPRO_RESAMPLES
+from grd_edge.products import ProductRule
+from grd_edge.scored import FrameInspector, OnFrame, OnImages, Scored, scored_from_samples, scored_together
 from grd_edge.shipped import (
     PER_IMAGE,
     fit_of,
-    is_other_mask,
     opened_bundle,
     seen_ids,
     training_of,
     unknown_images,
 )
 
-OnImages = Callable[[int], None]
-
-# columns of the table of images
-COLUMNS = (
-    "image",
-    "kind",
-    "product",
-    "decision",
-    "correct",
-    "score",
-    "threshold",
-    "patches",
-    "defective_patches",
-    "phi_max",
-    "phi_local_max",
-)
-
-
-class FrameInspector(Protocol):
-    def inspect(
-        self, frame: np.ndarray, *, roi: np.ndarray | None = None, heatmap: bool = False, x_hat: bool = False
-    ) -> Inspection: ...
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What an engine said of labelled images. An image that shares its product with no other is a product of its own.
-
-    Attributes:
-        samples, inspections: the images in order, and the results without heatmaps.
-        image_scores: (N,) float32, one per image.
-        products, labels: one result per product, in the order of their first images; True = defective.
-        product_of: index of each image's product.
-        quality: of the heatmaps; None when they were not asked for or cannot be measured, which `notes` explain.
-        pixel_images: images that `quality` was measured on.
-        notes: sentences on what was left out.
-        other_masks: images whose own mask of interest is another than the inspector's.
-    """
-
-    samples: tuple[Sample, ...]
-    inspections: tuple[Inspection, ...]
-    image_scores: np.ndarray
-    products: tuple[ProductResult, ...]
-    labels: np.ndarray
-    product_of: tuple[int, ...]
-    quality: PixelQuality | None = None
-    pixel_images: int = 0
-    notes: tuple[str, ...] = ()
-    other_masks: int = 0
-
-    @property
-    def scores(self) -> np.ndarray:
-        """(N,) float32, one per product."""
-        return np.array([product.score for product in self.products], np.float32)
-
-    @property
-    def image_labels(self) -> np.ndarray:
-        return np.array([sample.defective for sample in self.samples])
-
-    @property
-    def patch_scores(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """phi and phi_local of every image's patches."""
-        return [i.phi for i in self.inspections], [i.phi_local for i in self.inspections]
-
-    @property
-    def rejected(self) -> np.ndarray:
-        """(N,) bool, one per product: every decision but `good`."""
-        return np.array([product.decision != "good" for product in self.products])
-
-    @property
-    def decided(self) -> bool:
-        """Whether there are thresholds. Products with fewer patches than k are undecided all the same."""
-        return not any(np.isnan(product.threshold) for product in self.products)
-
-    @property
-    def undecided(self) -> int:
-        """Products that thresholds did not decide about, as they have fewer patches than k."""
-        return sum(product.decision == "undecided" for product in self.products) if self.decided else 0
-
-
-def scored_from_samples(
-    inspector: FrameInspector,
-    samples: Sequence[Sample],
-    *,
-    rule: ProductRule | None = None,
-    pixels: bool = False,
-    roi: np.ndarray | None = None,
-    on_progress: OnImages | None = None,
-) -> Scored:
-    """Inspects every sample.
-
-    Args:
-        rule: how the images of a product decide together; None: every image is a product of its own.
-        pixels: compare heatmaps with ground truth masks too, at working scale.
-        roi: the inspector's own mask of interest, for samples that have none; pixels outside count for nothing.
-
-    Raises:
-        InputError: an image or mask cannot be read, does not fit the engine or the image; names the file.
-    """
-    samples = tuple(samples)
-    pixels = pixels and any(sample.mask for sample in samples)
-    maps = _Maps(roi) if pixels else None
-    found, others = [], 0
-    for done, sample in enumerate(samples, start=1):
-        frame = read_image(sample.path)
-        mask = read_mask(sample.roi, frame.shape[:2]) if sample.roi else None
-        try:
-            inspection = inspector.inspect(frame, heatmap=pixels, **({} if mask is None else {"roi": mask}))
-        except InputError as error:
-            raise InputError(f"{sample.path}: {error}") from error
-        if maps:
-            maps.add(sample, inspection.heatmap, frame.shape[:2], mask)
-        others += is_other_mask(mask, roi)
-        found.append(replace(inspection, heatmap=None))
-        if on_progress:
-            on_progress(done)
-    groups: dict[str, list[int]] = {}
-    names = [(rule and sample.product) or f"/{index}" for index, sample in enumerate(samples)]
-    for index, name in enumerate(names):
-        groups.setdefault(name, []).append(index)
-    order = {name: index for index, name in enumerate(groups)}
-    product_of = tuple(order[name] for name in names)
-    products = [
-        rule.product([found[i] for i in group]) if rule else _product_of_image(found[group[0]])
-        for group in groups.values()
-    ]
-    labels = np.array([any(samples[i].defective for i in group) for group in groups.values()])
-    scores = [rule.image_score(inspection) if rule else inspection.score for inspection in found]
-    scored = Scored(
-        samples, tuple(found), np.array(scores, np.float32), tuple(products), labels, product_of, other_masks=others
-    )
-    return replace(scored, quality=maps.quality, pixel_images=maps.images, notes=maps.notes) if maps else scored
-
-
-def _product_of_image(inspection: Inspection) -> ProductResult:
-    return ProductResult(
-        inspection.decision,
-        inspection.score,
-        inspection.threshold,
-        len(inspection.phi),
-        int(inspection.defective.sum()),
-    )
-
-
-class _Maps:
-    """Heatmaps against ground truth. A defect without a mask, or whose mask is lost at working scale, is left out."""
-
-    def __init__(self, roi: np.ndarray | None) -> None:
-        self.roi, self.scores = roi, PixelScores()
-        self.images = self.without = self.lost = 0
-
-    def add(self, sample: Sample, heatmap: np.ndarray, frame_px: tuple[int, int], roi: np.ndarray | None) -> None:
-        if sample.defective and sample.mask is None:
-            self.without += 1
-            return
-        roi = self.roi if roi is None else roi
-        inside = None if roi is None else scaled_mask(roi, *heatmap.shape)
-        truth = None
-        if sample.mask:
-            truth = scaled_mask(read_mask(sample.mask, frame_px), *heatmap.shape)
-            if not (truth if inside is None else truth & inside).any():
-                self.lost += 1
-                return
-        self.images += 1
-        self.scores.add(heatmap, truth, inside)
-
-    @property
-    def quality(self) -> PixelQuality | None:
-        return self.scores.quality()
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        lines = (
-            (self.without, "without a mask: defects for the image metrics, left out of the pixel metrics"),
-            (self.lost, "whose mask has no pixel of interest at working scale: left out of the pixel metrics"),
-        )
-        return tuple(f"{count} defective image{'s' * (count > 1)} {what}" for count, what in lines if count)
+ALPHA = 0.01  # of thresholds that are fitted where a bundle's own do not say
 
 
 def metrics_from_scored(scored: Scored) -> dict[str, Any]:
@@ -316,94 +138,142 @@ def gain_from_scored(scored: Scored, untrained: Scored) -> dict[str, Any]:
     return result
 
 
-def parity_from_scored(engine: Scored, reference: Scored) -> dict[str, Any]:
-    """How an engine differs from the reference on the same images, patch by patch."""
-    differences = {}
-    for name, ours, theirs in zip(("phi", "phi_local"), engine.patch_scores, reference.patch_scores, strict=True):
-        difference = np.abs(np.concatenate(ours).astype(np.float64) - np.concatenate(theirs))
-        differences[f"{name}_max_abs_diff"] = float(difference.max())
-        differences[f"{name}_p99_abs_diff"] = float(np.quantile(difference, 0.99))
-    patch_flips = sum(
-        int((a.defective != b.defective).sum()) for a, b in zip(engine.inspections, reference.inspections, strict=True)
-    )
-    return {
-        **differences,
-        "decision_flips": int((engine.rejected != reference.rejected).sum()),
-        "patch_decision_flips": patch_flips,
-    }
+class Evaluation(NamedTuple):
+    """What is measured of a bundle: the figures, the engine's results, and the reference beside them, if any."""
 
-
-def rows_from_scored(scored: Scored) -> list[dict[str, Any]]:
-    """One row of `COLUMNS` per image; `correct` is empty where an image is undecided by itself."""
-    return [
-        {
-            "image": str(sample.path),
-            "kind": sample.kind,
-            "product": sample.product or "",
-            "decision": inspection.decision,
-            "correct": ""
-            if inspection.decision == "undecided"
-            else (inspection.decision != "good") == sample.defective,
-            "score": inspection.score,
-            "threshold": inspection.threshold,
-            "patches": len(inspection.phi),
-            "defective_patches": int(inspection.defective.sum()),
-            "phi_max": float(inspection.phi.max()),
-            "phi_local_max": float(inspection.phi_local.max()),
-        }
-        for sample, inspection in zip(scored.samples, scored.inspections, strict=True)
-    ]
+    result: dict[str, Any]
+    scored: Scored
+    comparison: Comparison | None
 
 
 def evaluated_bundle(
     path: Path,
     samples: Sequence[Sample],
     *,
-    against: Path | None = None,
+    against: Backend | Path | None = None,
+    calibration: Sequence[Sample] = (),
+    precision: str | None = None,
     untrained: bool = True,
+    on_frame: OnFrame | None = None,
     bar: Callable[[str], OnImages] = lambda name: lambda done: None,
-) -> tuple[dict[str, Any], Scored]:
+) -> Evaluation:
     """All that is measured of a bundle on labelled images.
 
     Args:
         samples: test images, none of them used to make the model or to fit its thresholds.
-        against: checkpoint whose network runs in PyTorch beside the engine.
+        against: what runs beside the engine, image by image.
+        calibration: good images that thresholds of engine and reference are fitted on, to compare these decisions, too.
+        precision: of the engine; None: the one the bundle chose.
         untrained: report an untrained generator too, where PyTorch is installed.
+        on_frame: with `against`, called as `scored_together` says.
         bar: gives the progress callback of the pass with this name.
 
     Returns:
-        What `metrics_from_scored`, `gain_from_scored` and `parity_from_scored` say, and the engine's results.
+        What `metrics_from_scored`, `gain_from_scored` and `parity_of` say, and what they were said of.
 
     Raises:
         InputError: images that model or thresholds were made from, or that do not fit.
         BundleError, CheckpointError, EngineError: see `opened_bundle` and `reference_inspector`.
     """
-    inspector, bundle = opened_bundle(path)
-    with inspector:
+    if precision:
+        check_precision(read_bundle(path), precision)
+    with contextlib.ExitStack() as stack:
+        inspector, bundle = opened_bundle(path, precision=precision)
+        stack.enter_context(inspector)
         refuse_seen(samples, seen_ids(training_of(bundle)), purpose="metrics")
         refuse_seen(samples, seen_ids(fit_of(bundle)), purpose="metrics", used="to fit these thresholds")
         rule, options = ProductRule.of_bundle(bundle), {"pixels": True, "roi": bundle.roi}
-        reference = reference_inspector(bundle, against) if against else None
-        baseline = None
+        reference = stack.enter_context(reference_inspector(bundle, against)) if against else None
+        baseline = comparison = None
         if untrained:
             with contextlib.suppress(ImportError):
                 importlib.import_module("torch")
                 baseline = untrained_inspector(bundle)
-        scored = scored_from_samples(inspector, samples, rule=rule, on_progress=bar("engine"), **options)
-    result = metrics_from_scored(scored)
-    result["notes"] += [*_mask_notes(bundle, scored), *unknown_images(bundle)]
-    if reference:
-        expected = scored_from_samples(reference, samples, rule=rule, on_progress=bar("reference"))
-        both = result["image_auroc"] is not None
-        result["auroc_reference"] = auroc(expected.image_scores, scored.image_labels) if both else None
-        result |= parity_from_scored(scored, expected)
+        precision = precision or bundle.manifest["precision"]["chosen"].get("cpu")
+        if reference:
+            names = f"{precision} ({inspector.engine_version})", f"{against} ({reference.engine_version})"
+            pair = (inspector, reference)
+            comparison = _compared(pair, names, bundle, samples, calibration, on_frame=on_frame, bar=bar)
+            scored = comparison.engine
+        else:
+            scored = scored_from_samples(inspector, samples, rule=rule, on_progress=bar("engine"), **options)
+    result = {"precision": precision, **metrics_from_scored(scored)}
+    result["notes"] += [*_precision_notes(bundle, precision), *_mask_notes(bundle, scored), *unknown_images(bundle)]
+    if comparison:
+        result |= comparison.figures
+        result["notes"] += comparison.notes
     if untrained and not baseline:
         result["notes"].append("the untrained baseline needs PyTorch: pip install 'grd-edge[train]'")
     elif baseline:
         undecided = replace(rule, thresholds=())
         beside = scored_from_samples(baseline, samples, rule=undecided, on_progress=bar("untrained"), **options)
         result |= gain_from_scored(scored, beside)
-    return result, scored
+    return Evaluation(result, scored, comparison)
+
+
+def _compared(
+    pair: tuple[FrameInspector, FrameInspector],
+    names: tuple[str, str],
+    bundle: Bundle,
+    samples: Sequence[Sample],
+    calibration: Sequence[Sample],
+    *,
+    on_frame: OnFrame | None,
+    bar: Callable[[str], OnImages],
+) -> Comparison:
+    """Engine and reference on the test images, and with thresholds of their own from the calibration images."""
+    rule, errors = ProductRule.of_bundle(bundle), ReconstructionErrors()
+
+    def watched(index: int, frame: np.ndarray, inspections: Sequence) -> None:
+        errors.add(*inspections)
+        if on_frame:
+            on_frame(index, frame, inspections)
+
+    engine, reference = scored_together(
+        pair, samples, rule=rule, pixels=True, roi=bundle.roi, on_frame=watched, on_progress=bar("both engines")
+    )
+    notes, refit = [], None
+    try:
+        refit = _refit(pair, bundle, rule, calibration, bar)
+    except InputError as error:
+        notes.append(f"decisions are not compared after refitting: {error}")
+    figures = parity_of(engine, reference, rule=rule, refit=refit, reconstructions=errors)
+    if (figures["aupro_resamples"] or AUPRO_RESAMPLES) < AUPRO_RESAMPLES:
+        notes.append(f"the interval of the AUPRO delta is from {figures['aupro_resamples']} resamples only")
+    return Comparison(*names, engine, reference, rule, errors, refit, figures, tuple(notes))
+
+
+def _refit(
+    pair: tuple[FrameInspector, FrameInspector],
+    bundle: Bundle,
+    rule: ProductRule,
+    calibration: Sequence[Sample],
+    bar: Callable[[str], OnImages],
+) -> Refit:
+    """Thresholds of engine and reference, each on its own scores, fitted as the bundle's own were.
+
+    Raises:
+        InputError: they cannot be fitted; says why.
+    """
+    fit = fit_of(bundle)
+    if fit.get("method") == "labelled":
+        raise InputError("the thresholds were fitted on labelled images, which a calibration split does not hold")
+    if not calibration:
+        raise InputError("the data has no calibration images")
+    refuse_seen(calibration, seen_ids(training_of(bundle)), purpose="thresholds")
+    images, _ = distinct_products(calibration)
+    both = scored_together(pair, images, rule=rule, on_progress=bar("calibration"))
+    alpha = fit.get("alpha")
+    return refitted(*both, rule, alpha=alpha if isinstance(alpha, float) else ALPHA)
+
+
+def _precision_notes(bundle: Bundle, precision: str | None) -> list[str]:
+    """Where thresholds belong to another engine than the one that is measured."""
+    engine = fit_of(bundle).get("engine")
+    fitted = engine.get("precision") if isinstance(engine, dict) else None
+    if not isinstance(fitted, str) or fitted == precision:
+        return []
+    return [f"the thresholds were fitted on scores of the {fitted} engine, and these are of the {precision} one"]
 
 
 def _mask_notes(bundle: Bundle, scored: Scored) -> list[str]:
@@ -422,26 +292,6 @@ def _mask_notes(bundle: Bundle, scored: Scored) -> list[str]:
 
 def _have(images: int) -> str:
     return "1 image has" if images == 1 else f"{images} images have"
-
-
-def reference_inspector(bundle: Bundle, checkpoint: Path) -> FrameInspector:
-    """A checkpoint's network in PyTorch, deciding as the bundle does.
-
-    Raises:
-        CheckpointError: it cannot be read, or belongs to a model that sees other patches than the bundle.
-    """
-    from grd_edge.checkpoint import read_checkpoint
-    from grd_edge.engine.torch import TorchInspector
-
-    inspector = TorchInspector.of_bundle(read_checkpoint(checkpoint), bundle)
-    config, geometry = inspector.config, bundle.manifest["geometry"]
-    seen = (inspector.grid, config.geometry.scale_px, config.model.channels)
-    if seen != (bundle.grid, geometry["scale_px"], geometry["channels"]):
-        raise CheckpointError(
-            f"{checkpoint} was trained on other patches than {bundle.path} inspects; "
-            "give the checkpoint that the bundle was built from"
-        )
-    return inspector
 
 
 def training_seed(bundle: Bundle) -> int:

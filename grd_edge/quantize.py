@@ -1,16 +1,17 @@
 """FP32 ONNX model and range table -> INT8 model with explicit Q/DQ, in the style that an engine takes.
 
-Quantized are the inputs of weighted layers, weights per output channel, and the skip branch of residual adds; biases,
-the sigmoid and everything else stay as they are. A tensor lies on the same grid in every style.
+Quantized are the inputs of weighted layers, weights per output channel, and the skip branch of residual adds; where a
+style asks for it, results and biases, too. The sigmoid and everything else stay as they are. A tensor lies on the same
+grid in every style.
 Source: docs/design/precision.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -21,8 +22,12 @@ from grd_edge.files import sha256_hex
 from grd_edge.ranges import IMAGE, LEVELS, Grid, RangeTable, check_fresh
 
 Style = Literal["openvino", "onnxruntime", "tensorrt"]
-# Axis of a weight's output channels.
+# Axis of a weight's output channels; that of Gemm holds for transB.
 CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
+LEAST_OPSET = 13  # the first with scales per channel
+BIAS_LEVELS = 1 << 30
+# Operators that hand values on as they are; Resize at most averages them.
+_HANDS_ON = ("DepthToSpace", "Flatten", "Identity", "Reshape", "Resize", "Slice", "Transpose")
 
 
 @dataclass(frozen=True)
@@ -32,20 +37,22 @@ class _Rules:
     Attributes:
         unsigned: activations are stored as U8, zero point 128 higher than that of S8.
         transposed: transposed convolutions are quantized.
-        image: the first convolution is; its input is the image.
-        bias: biases become int32 on the grid of the products, which the engine needs to fuse them.
+        first, last: the convolution that takes the image is quantized, the one that gives the reconstruction is.
+        results: what convolutions and residual adds give is quantized, too, and biases are int32 on the grid of the
+            products: for an engine that computes in integers only from Q/DQ to Q/DQ.
     """
 
     unsigned: bool
     transposed: bool
-    image: bool
-    bias: bool
+    first: bool
+    last: bool
+    results: bool
 
 
 STYLES: dict[str, _Rules] = {
-    "openvino": _Rules(unsigned=False, transposed=True, image=True, bias=False),
-    "onnxruntime": _Rules(unsigned=True, transposed=False, image=True, bias=True),
-    "tensorrt": _Rules(unsigned=False, transposed=False, image=False, bias=False),
+    "openvino": _Rules(unsigned=False, transposed=True, first=True, last=True, results=False),
+    "onnxruntime": _Rules(unsigned=True, transposed=False, first=True, last=False, results=True),
+    "tensorrt": _Rules(unsigned=False, transposed=False, first=False, last=False, results=False),
 }
 
 
@@ -70,21 +77,57 @@ def layers_of(model: onnx.ModelProto) -> list[Layer]:
     """Layers in the order of the graph: weighted ones and residual adds.
 
     Raises:
-        InputError: a weighted layer whose weight is not stored in the model.
+        InputError: a model that cannot be quantized; names the operator.
     """
     constants = {tensor.name for tensor in model.graph.initializer}
+    _check_operators(model)
     producer = {name: node for node in model.graph.node for name in node.output}
     found = []
     for index, node in enumerate(model.graph.node):
         if node.op_type in CHANNEL_AXIS:
             if node.input[1] not in constants:
-                raise InputError(f"the weight of {node.name or node.op_type} is computed, not stored; export it folded")
-            found.append(Layer(node.input[1].removesuffix(".weight"), node.op_type, node.input[0], index))
+                raise InputError(f"the weight of {_called(node)} is computed, not stored; export it folded")
+            found.append(Layer(_layer_name(node), node.op_type, node.input[0], index))
         elif node.op_type == "Add" and not constants.intersection(node.input):
             main, skip = _branches(node, producer)
-            block = producer[main].input[1].removesuffix(".weight").rpartition(".")[0]
+            block = _layer_name(producer[main]).rpartition(".")[0]
             found.append(Layer(f"{block}.add", "Add", skip, index))
     return found
+
+
+def _layer_name(node: onnx.NodeProto) -> str:
+    return node.input[1].removesuffix(".weight")
+
+
+def _called(node: onnx.NodeProto) -> str:
+    return f"{node.op_type} {node.name or node.output[0]!r}"
+
+
+def _check_operators(model: onnx.ModelProto) -> None:
+    """Raises InputError for a model that Q/DQ cannot be written into."""
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if opset < LEAST_OPSET:
+        raise InputError(
+            f"the model has opset {opset}, scales per channel need {LEAST_OPSET}; export it again with: "
+            "grd-edge build onnx"
+        )
+    matrices = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.data_type != onnx.TensorProto.INT64 and sum(extent > 1 for extent in tensor.dims) > 1
+    }
+    for node in model.graph.node:
+        if "Quantize" in node.op_type or node.op_type.startswith("QLinear"):
+            raise InputError(f"the model is quantized already ({_called(node)}); give the FP32 model that it came from")
+        if node.op_type == "BatchNormalization":
+            raise InputError(f"{_called(node)} is not folded, which changes the weights; fold BatchNorm first")
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            raise InputError(f"{_called(node)} holds graphs of its own, which cannot be quantized; deploy it in fp32")
+        if node.op_type not in CHANNEL_AXIS and matrices.intersection(node.input):
+            raise InputError(
+                f"{_called(node)} has weights that cannot be quantized, unlike those of {', '.join(CHANNEL_AXIS)}; "
+                "export it with these, or deploy it in fp32"
+            )
 
 
 def _branches(add: onnx.NodeProto, producer: dict[str, onnx.NodeProto]) -> tuple[str, str]:
@@ -92,48 +135,66 @@ def _branches(add: onnx.NodeProto, producer: dict[str, onnx.NodeProto]) -> tuple
 
     def kernel(name: str) -> int:
         node = producer.get(name)
-        if node is None or node.op_type != "Conv":
-            return 0
-        return next((attribute.ints[0] for attribute in node.attribute if attribute.name == "kernel_shape"), 0)
+        return _attribute(node, "kernel_shape", [1])[0] if node is not None and node.op_type == "Conv" else 0
 
     first, second = add.input
     if kernel(first) == kernel(second) == 0:
-        raise InputError(f"the sum {add.name or add.output[0]} joins no convolution, which cannot be quantized here")
+        raise InputError(f"the sum {_called(add)} joins no convolution, which cannot be quantized here")
     return (first, second) if kernel(first) >= kernel(second) else (second, first)
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    return next((helper.get_attribute_value(found) for found in node.attribute if found.name == name), default)
 
 
 def quantized_layers(model: onnx.ModelProto, style: Style, keep: Collection[str] = ()) -> list[Layer]:
     """Layers that are quantized in a style, less those that `keep` names (names or patterns such as `decoder.*`).
 
     Raises:
-        InputError: a pattern of `keep` that fits no layer.
+        InputError: a pattern of `keep` that fits no layer, or a model that cannot be quantized.
     """
     rules, layers = STYLES[style], layers_of(model)
     for pattern in keep:
         if not any(fnmatchcase(layer.name, pattern) for layer in layers):
             names = ", ".join(layer.name for layer in layers[:4])
             raise InputError(f"there is no layer {pattern!r} to keep in higher precision; layers are {names}, …")
+    last = set() if rules.last else _last_nodes(model)
     return [
         layer
         for layer in layers
         if not any(fnmatchcase(layer.name, pattern) for pattern in keep)
         and (rules.transposed or layer.op != "ConvTranspose")
-        and (rules.image or layer.tensor != IMAGE)
+        and (rules.first or layer.tensor != IMAGE)
+        and layer.node not in last
     ]
 
 
+def _last_nodes(model: onnx.ModelProto) -> set[int]:
+    """The nodes with weights that give the model's outputs, behind operators of one input."""
+    producer = {name: index for index, node in enumerate(model.graph.node) for name in node.output}
+    last = set()
+    for output in model.graph.output:
+        index = producer.get(output.name)
+        while index is not None and model.graph.node[index].op_type not in (*CHANNEL_AXIS, "Add"):
+            index = producer.get(model.graph.node[index].input[0])
+        last |= {index} - {None}
+    return last
+
+
 def qdq_from_onnx(model: bytes, table: RangeTable, *, style: Style, keep: Collection[str] = ()) -> bytes:
-    """Serialized single-file INT8 model of the same input and output.
+    """Serialized single-file INT8 model of the same input and output; the same arguments give the same bytes.
 
     Args:
         model: serialized FP32 model, BatchNorm folded: the one that `table` was made from.
         keep: layers, or patterns of them, that stay in FP32, besides those of the table's recipe.
 
     Raises:
-        InputError: a stale table, an unknown style or layer, a tensor without a range.
+        InputError: a stale table, an unknown style or layer, a tensor without a range, a model that cannot be
+            quantized.
     """
     check_fresh(table, sha256_hex(model))
-    return quantized(onnx.load_from_string(model), table, style=style, keep=keep).SerializeToString()
+    parsed = onnx.load_from_string(model)
+    return quantized(parsed, table, style=style, keep=keep).SerializeToString(deterministic=True)
 
 
 def quantized(
@@ -142,87 +203,177 @@ def quantized(
     """As `qdq_from_onnx`, of a model that may have been rewritten since: its layers go by the names they had."""
     if style not in STYLES:
         raise InputError(f"there is no quantization style {style!r}; choose {', '.join(STYLES)}")
+    rules = STYLES[style]
     chosen = {layer.node: layer for layer in quantized_layers(model, style, (*table.keep, *keep))}
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph = result.graph
-    del graph.node[:]
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    written: dict[str, str] = {}
+    results = _result_grids(model, table, chosen) if rules.results else {}
+    writer = _Writer(model, rules)
     for index, source in enumerate(model.graph.node):
         node = onnx.NodeProto()
         node.CopyFrom(source)
-        if index in chosen:
-            layer = chosen[index]
-            if layer.tensor not in written:
-                graph.node.extend(_activation(graph, layer.tensor, table.grid(layer.tensor), STYLES[style].unsigned))
-                written[layer.tensor] = f"{layer.tensor}/dequantized"
-            slot = list(node.input).index(layer.tensor)
-            node.input[slot] = written[layer.tensor]
+        if layer := chosen.get(index):
+            grid = table.grid(layer.tensor)
+            node.input[list(node.input).index(layer.tensor)] = writer.activation(layer.tensor, grid)
             if layer.op != "Add":
-                weight = numpy_helper.to_array(weights[node.input[1]])
-                axis = CHANNEL_AXIS[layer.op]
-                bias = weights[node.input[2]] if len(node.input) > 2 and STYLES[style].bias else None
-                graph.node.extend(_weight(graph, node, weight, axis, table.grid(layer.tensor), bias))
-        graph.node.append(node)
-    used = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-    onnx.checker.check_model(result)
-    return result
+                writer.weight(node, grid)
+        for slot, name in enumerate(node.input):
+            if name in results:
+                node.input[slot] = writer.activation(name, results[name])
+        writer.nodes.append(node)
+    ranges_sha256 = sha256_hex(table.to_bytes())
+    return writer.model({"model_sha256": table.model_sha256, "ranges_sha256": ranges_sha256, "style": style})
 
 
-def _activation(graph: onnx.GraphProto, tensor: str, grid: Grid, unsigned: bool) -> Iterator[onnx.NodeProto]:
-    """Q and DQ of an activation."""
-    # A zero point other than 0 is that of the image, whose grid is the one of unsigned bytes.
-    zero = np.uint8(grid.zero_point + 128) if unsigned or grid.zero_point else np.int8(grid.zero_point)
-    names = [tensor, f"{tensor}/scale", f"{tensor}/zero_point"]
-    graph.initializer.append(numpy_helper.from_array(np.float32(grid.scale), names[1]))
-    graph.initializer.append(numpy_helper.from_array(np.array(zero), names[2]))
-    yield helper.make_node("QuantizeLinear", names, [f"{tensor}/quantized"], f"{tensor}/Q")
-    names[0] = f"{tensor}/quantized"
-    yield helper.make_node("DequantizeLinear", names, [f"{tensor}/dequantized"], f"{tensor}/DQ")
+def _result_grids(model: onnx.ModelProto, table: RangeTable, chosen: dict[int, Layer]) -> dict[str, Grid]:
+    """Grids of what the chosen convolutions and adds give. Those without one are chosen no longer: with a result in
+    floating point they would be slower than in FP32.
+
+    What a LeakyReLU takes has the range that makes it give the known one: on most tensors both then lie on one grid,
+    so that positive values are rounded once. The main branch of a residual add lies on the grid of the sum.
+    """
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    sums = {model.graph.node[index].output[0] for index, layer in chosen.items() if layer.op == "Add"}
+
+    def known(tensor: str) -> tuple[float, float] | None:
+        if tensor in table.ranges:
+            return table.ranges[tensor]
+        for reader in readers.get(tensor, []):
+            found = known(reader.output[0]) if reader.op_type in (*_HANDS_ON, "Add", "LeakyRelu") else None
+            if found is None or reader.op_type != "LeakyRelu":
+                return found
+            slope = _attribute(reader, "alpha", 0.01)
+            return (min(found[0], 0) / slope, found[1]) if slope > 0 else None
+        return None
+
+    ranges = {}
+    # From the end: the branches of an add are quantized only where their sum is.
+    for index, layer in sorted(chosen.items(), reverse=True):
+        result = model.graph.node[index].output[0]
+        whole = all(reader.op_type != "Add" or reader.output[0] in sums for reader in readers.get(result, []))
+        if layer.op in ("Conv", "Add") and whole and (found := known(result)):
+            ranges[result] = found
+        elif layer.op != "Gemm":
+            sums.discard(result)
+            del chosen[index]
+    derived = replace(table, ranges=ranges)
+    return {tensor: derived.grid(tensor) for tensor in ranges}
 
 
-def _weight(
-    graph: onnx.GraphProto,
-    node: onnx.NodeProto,
-    weight: np.ndarray,
-    axis: int,
-    grid: Grid,
-    bias: onnx.TensorProto | None,
-) -> Iterator[onnx.NodeProto]:
-    """DQ of a stored weight, and of its bias where that is quantized; `node` then takes them."""
-    codes, scales = weight_codes(weight, axis)
-    name = node.input[1]
-    graph.initializer.append(numpy_helper.from_array(codes, f"{name}/quantized"))
-    graph.initializer.append(numpy_helper.from_array(scales, f"{name}/scale"))
-    graph.initializer.append(numpy_helper.from_array(np.zeros(len(scales), np.int8), f"{name}/zero_point"))
-    inputs = [f"{name}/quantized", f"{name}/scale", f"{name}/zero_point"]
-    node.input[1] = f"{name}/dequantized"
-    yield helper.make_node("DequantizeLinear", inputs, [node.input[1]], f"{name}/DQ", axis=axis)
-    if bias is not None:
-        products = (scales * np.float32(grid.scale)).astype(np.float32)
-        rounded = np.rint(numpy_helper.to_array(bias).astype(np.float64) / products)
-        graph.initializer.append(numpy_helper.from_array(rounded.astype(np.int32), f"{bias.name}/quantized"))
-        graph.initializer.append(numpy_helper.from_array(products, f"{bias.name}/scale"))
-        node.input[2] = f"{bias.name}/dequantized"
-        inputs = [f"{bias.name}/quantized", f"{bias.name}/scale"]
-        yield helper.make_node("DequantizeLinear", inputs, [node.input[2]], f"{bias.name}/DQ", axis=0)
+class _Writer:
+    """Nodes and constants of a quantized model while they are made."""
+
+    def __init__(self, model: onnx.ModelProto, rules: _Rules) -> None:
+        self.source, self.rules = model, rules
+        self.stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+
+    def activation(self, tensor: str, grid: Grid) -> str:
+        """Name of an activation on its grid; its Q and DQ are written when it is first asked for."""
+        names = [tensor, f"{tensor}/scale", f"{tensor}/zero_point"]
+        if names[1] not in self.constants:
+            # A zero point other than 0 is that of the image, whose grid is the one of unsigned bytes.
+            unsigned = self.rules.unsigned or grid.zero_point
+            zero = np.uint8(grid.zero_point + 128) if unsigned else np.int8(0)
+            self._constant(names[1], np.array(grid.scale, np.float32))
+            self._constant(names[2], np.array(zero))
+            self._node("QuantizeLinear", names, f"{tensor}/quantized", f"{tensor}/Q")
+            self._node("DequantizeLinear", [f"{tensor}/quantized", *names[1:]], f"{tensor}/dequantized", f"{tensor}/DQ")
+        return f"{tensor}/dequantized"
+
+    def weight(self, node: onnx.NodeProto, grid: Grid) -> None:
+        """Makes `node` take its weight, and its bias where that is quantized, from signed integers.
+
+        Args:
+            grid: of its activation.
+        """
+        axis = CHANNEL_AXIS[node.op_type]
+        if node.op_type == "Gemm" and not _attribute(node, "transB", 0):
+            axis = 1
+        weight = numpy_helper.to_array(self.stored[node.input[1]])
+        bias = self._bias(node) if self.rules.results else None
+        if (reason := _unsupported(node, weight)) is not None:
+            raise InputError(f"{_called(node)} {reason}; keep {_layer_name(node)} in higher precision")
+        codes, scales = weight_codes(weight, axis, 0 if bias is None else np.abs(bias) / (BIAS_LEVELS * grid.scale))
+        self._stored_as(node, 1, codes, scales, axis)
+        if bias is not None:
+            products = (scales * np.float32(grid.scale)).astype(np.float32)
+            self._stored_as(node, 2, np.rint(bias / products).astype(np.int32), products, 0)
+
+    def _bias(self, node: onnx.NodeProto) -> np.ndarray | None:
+        """The bias in float64, (channels,)."""
+        name = node.input[2] if len(node.input) > 2 else ""
+        return numpy_helper.to_array(self.stored[name]).astype(np.float64) if name else None
+
+    def _stored_as(self, node: onnx.NodeProto, slot: int, codes: np.ndarray, scales: np.ndarray, axis: int) -> None:
+        name = node.input[slot]
+        if f"{name}/quantized" in self.constants:  # of another layer, whose codes may differ
+            name = f"{name}/{node.output[0]}"
+        inputs = [f"{name}/quantized", f"{name}/scale"]
+        self._constant(inputs[0], codes)
+        self._constant(inputs[1], scales)
+        if codes.dtype == np.int8:
+            inputs.append(f"{name}/zero_point")
+            self._constant(inputs[2], np.zeros(len(scales), np.int8))
+        self._node("DequantizeLinear", inputs, f"{name}/dequantized", f"{name}/DQ", axis=axis)
+        node.input[slot] = f"{name}/dequantized"
+
+    def _constant(self, name: str, value: np.ndarray) -> None:
+        self.constants[name] = numpy_helper.from_array(value, name)
+
+    def _node(self, op: str, inputs: list[str], output: str, name: str, **attributes: int) -> None:
+        self.nodes.append(helper.make_node(op, inputs, [output], name, **attributes))
+
+    def model(self, about: dict[str, str]) -> onnx.ModelProto:
+        """The quantized model, checked; `about` goes into its metadata."""
+        result = onnx.ModelProto()
+        result.CopyFrom(self.source)
+        graph = result.graph
+        used = {name for node in self.nodes for name in node.input}
+        inputs = [value for value in graph.input if value.name not in self.stored]  # what older files list there, too
+        for field, entries in (
+            (graph.node, self.nodes),
+            (graph.initializer, [t for t in (*self.stored.values(), *self.constants.values()) if t.name in used]),
+            (graph.input, inputs),
+        ):
+            kept = list(entries)
+            del field[:]
+            field.extend(kept)
+        for key, value in about.items():
+            result.metadata_props.add(key=key, value=value)
+        onnx.checker.check_model(result)
+        return result
 
 
-def weight_codes(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+def _unsupported(node: onnx.NodeProto, weight: np.ndarray) -> str | None:
+    """Why a weighted node cannot be quantized."""
+    if weight.dtype != np.float32:
+        return f"has weights of type {weight.dtype}, expected float32"
+    if not np.isfinite(weight).all():
+        return "has weights that are not finite"
+    if node.op_type == "ConvTranspose" and _attribute(node, "group", 1) > 1:
+        return "is grouped, so that one scale per channel does not fit its weights"
+    if node.op_type == "Gemm" and (
+        _attribute(node, "transA", 0) or _attribute(node, "alpha", 1.0) != 1 or _attribute(node, "beta", 1.0) != 1
+    ):
+        return "transposes its input or scales its terms"
+    return None
+
+
+def weight_codes(weight: np.ndarray, axis: int, least: np.ndarray | float = 0) -> tuple[np.ndarray, np.ndarray]:
     """Signed bytes of a weight and the scale of each output channel, symmetric.
 
     Args:
         weight: float32, output channels on `axis`.
+        least: scale below which none may be, one number or (channels,): that with which the bias fits into an int32.
 
     Returns:
         int8 array of the same shape in [-127, 127], and (channels,) float32 scales > 0.
     """
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    scales = (np.abs(weight).max(others) / LEVELS).astype(np.float32)
+    scales = np.maximum(np.abs(weight).max(others) / LEVELS, least).astype(np.float32)
     scales[scales == 0] = 1  # a channel without weights is 0 on any grid
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
     codes = np.rint(weight / scales.reshape(shape)).clip(-LEVELS, LEVELS)

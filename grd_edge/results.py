@@ -11,6 +11,7 @@ import errno
 import fcntl
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,20 @@ def csv_line(values: Iterable[Any]) -> bytes:
 def csv_lines(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     """A whole CSV file with its header."""
     return b"".join([csv_line(columns), *(csv_line(row[column] for column in columns) for row in rows)])
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: NaN and infinity, which JSON lacks, are null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def json_document(value: Any) -> bytes:
+    """A whole JSON file; NaN and infinity are null."""
+    return (json.dumps(plain(value), indent=1, allow_nan=False) + "\n").encode()
 
 
 def json_line(row: Mapping[str, Any]) -> bytes:

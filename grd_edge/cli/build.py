@@ -11,15 +11,17 @@ from grd_edge.cli.common import (
     CheckpointPath,
     ImageBar,
     Json,
+    PrecisionBar,
     each_category,
     err,
     load_dataset,
     print_json,
     print_rows,
     progress,
+    share,
 )
 
-app = typer.Typer(help="Build what ships: the ONNX model, or a whole bundle.", no_args_is_help=True)
+app = typer.Typer(help="Build what ships: the ONNX model, its INT8 form, or a whole bundle.", no_args_is_help=True)
 
 
 @app.command()
@@ -40,8 +42,45 @@ def onnx(
 
 
 @app.command()
+def int8(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL.onnx|CHECKPOINT", help="FP32 model, or the checkpoint that gives it."),
+    ],
+    ranges: Annotated[Path, typer.Option(help="Range table of grd-edge calibrate.")],
+    style: Annotated[str, typer.Option(metavar="STYLE", help="openvino, onnxruntime or tensorrt.")],
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="Layer that stays in FP32, or a pattern such as 'decoder.*'; repeatable."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model to write.")] = Path("artifacts/int8.onnx"),
+    json_: Json = False,
+) -> None:
+    """Write an INT8 model in the style of an engine, and tell how far its reconstructions are from FP32."""
+    from grd_edge.build import int8_from_onnx
+    from grd_edge.checkpoint import read_checkpoint
+    from grd_edge.export import onnx_from_checkpoint
+    from grd_edge.files import write_atomically
+    from grd_edge.ranges import read_table
+
+    table = read_table(ranges)
+    checkpoint = model.suffix == ".safetensors"
+    fp32 = onnx_from_checkpoint(read_checkpoint(model)) if checkpoint else model.read_bytes()
+    built = int8_from_onnx(fp32, table, style=style, keep=keep or ())
+    write_atomically(output, built.model)
+    result = {
+        "model": str(output),
+        "bytes": len(built.model),
+        "style": style,
+        "max_difference": built.max_difference,
+        "mean_difference": built.mean_difference,
+    }
+    print_json(result) if json_ else print_rows("quantized", result)
+
+
+@app.command()
 @each_category(
-    inputs={"checkpoint": ".safetensors"}, outputs={"output": ".grdb"}, columns=("bundle", "threshold", "engines")
+    inputs={"checkpoint": ".safetensors"}, outputs={"output": ".grdb"}, columns=("bundle", "threshold", "precision")
 )
 def bundle(
     checkpoint: CheckpointPath,
@@ -53,18 +92,40 @@ def bundle(
         ),
     ] = None,
     alpha: Annotated[float | None, typer.Option(help="False-reject rate; default: the checkpoint's.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="auto (default with --data): the fastest that is measured faster than fp32 and inside the budget; "
+            "or fp32, bf16, int8."
+        ),
+    ] = None,
+    max_auroc_drop: Annotated[
+        float, typer.Option(parser=share, metavar="SHARE", help="What a lower precision may cost in AUROC.")
+    ] = 0.002,
+    max_flips: Annotated[
+        float, typer.Option(parser=share, metavar="SHARE", help="Share of patches that it may decide otherwise.")
+    ] = 0.005,
+    recipe: Annotated[
+        str | None, typer.Option(help="How activation ranges are calibrated: a name or a YAML file.")
+    ] = None,
     json_: Json = False,
 ) -> None:
-    """Write a bundle for the cpu target; with --data, its mask of interest, regions and thresholds too.
+    """Write a bundle for the cpu target; with --data, its precision, mask of interest, regions and thresholds too.
 
     For a benchmark root CHECKPOINT and --output are the folders of <category>.safetensors and <category>.grdb.
     """
     from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle, roi_of_dataset
+    from grd_edge.bundle import MODEL
     from grd_edge.checkpoint import read_checkpoint
     from grd_edge.data.check import check_dataset
+    from grd_edge.errors import InputError
+    from grd_edge.precision import Budget
+    from grd_edge.search import choice_of_checkpoint
 
     trained = read_checkpoint(checkpoint)
     if data is None:
+        if precision not in (None, "fp32"):
+            raise InputError(f"precision {precision} is measured on images before it ships; give them with --data")
         lost = _without_data(output)
         built = bundle_from_checkpoint(trained, output)
         if lost:
@@ -73,11 +134,16 @@ def bundle(
         decision = trained.config.decision
         dataset = load_dataset(data, seed=trained.config.train.seed, need_test=False)
         check_dataset(dataset, trained.config)
+        budget = Budget(max_auroc_drop, max_flips)
+        options = {"request": precision or "auto", "budget": budget, **({"recipe": recipe} if recipe else {})}
         with progress() as bar:
             built = bundle_from_checkpoint(
                 trained,
                 output,
                 roi=roi_of_dataset(dataset),
+                choose=lambda model: choice_of_checkpoint(
+                    trained, dataset.train, model, MODEL, watch=PrecisionBar(bar).watcher, **options
+                ),
                 finish=lambda folder: recalibrated_bundle(
                     folder,
                     dataset.calibration,
@@ -93,6 +159,8 @@ def bundle(
     result = {
         "bundle": str(output),
         "engines": engines,
+        "precision": built.manifest["precision"]["chosen"]["cpu"],
+        "why": built.manifest["precision"]["why"],
         "threshold": built.threshold,
         "thresholds": thresholds,
         "seal": built.seal,

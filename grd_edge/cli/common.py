@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from grd_edge.errors import GrdError, InputError, MissingExtraError, StoppedError
+from grd_edge.results import plain
 
 # Names and paths of users are text, whatever brackets and colons they hold.
 out = Console(highlight=False, markup=False, emoji=False)
@@ -54,15 +55,6 @@ def is_first_process() -> bool:
     if rank is not None:
         return rank == "0"
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON has it: NaN and infinity, which JSON lacks, are null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def print_json(value: Any) -> None:
@@ -181,7 +173,7 @@ def _folders_of_categories(place, folders, arguments, inputs, outputs, defaults)
     homes = {}
     for parameter, suffix in {**inputs, **outputs}.items():
         path = arguments[parameter]
-        if path is None:
+        if not isinstance(path, Path):  # what names no file is the same for all
             continue
         if parameter in outputs and path == defaults[parameter]:
             path = path.parent
@@ -263,3 +255,38 @@ class ImageBar:
 
     def __call__(self, done: int, *_: object) -> None:
         self.bar.update(self.task, completed=done)
+
+
+class PrecisionBar:
+    """A bar of the search for a precision: its steps in turn, and how far a step is that has many parts."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar, self.task = bar, bar.add_task("precision", total=None, note="")
+
+    @property
+    def watcher(self):
+        from grd_edge.search import Watcher
+
+        return Watcher(
+            lambda text: self.bar.update(self.task, completed=0, total=None, note=text),
+            lambda done, total: self.bar.update(self.task, completed=done, total=total),
+        )
+
+
+def share(text: str | float) -> float:
+    """A share such as `0.005` or `0.5%`."""
+    text = str(text)
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no share; write it as 0.005 or 0.5%") from error
+
+
+class StepBar:
+    """A bar over steps whose number comes with the first of them."""
+
+    def __init__(self, bar: Progress, description: str) -> None:
+        self.bar, self.task = bar, bar.add_task(description, total=None, note="")
+
+    def __call__(self, done: int, planned: int) -> None:
+        self.bar.update(self.task, completed=done, total=planned)

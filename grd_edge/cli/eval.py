@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,11 +16,20 @@ from grd_edge.cli.common import (
     each_category,
     in_category,
     load_dataset,
-    plain,
     print_json,
     print_rows,
     progress,
 )
+from grd_edge.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from grd_edge.parity import Comparison
+
+
+def _against(text: str) -> Any:
+    from grd_edge.engine.against import against_from_text
+
+    return against_from_text(text)
 
 
 @each_category(
@@ -37,16 +45,32 @@ from grd_edge.cli.common import (
         "balanced_accuracy",
         "false_reject_rate",
         "escape_rate",
+        "auroc_delta",
+        "patch_decision_flips_refit",
+        "decision_flips_refit",
     ),
 )
 def eval_(
     bundle: BundlePath,
     data: Data,
     against: Annotated[
-        Path | None, typer.Option("--against", help="Checkpoint to compare with, image by image, in PyTorch.")
+        Any,
+        typer.Option(
+            "--against",
+            parser=_against,
+            metavar="BACKEND|CHECKPOINT",
+            help="Compare with torch, onnxruntime, openvino or native[:PRECISION] on the bundle's own model, or with a "
+            "checkpoint, image by image.",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="Precision of the engine; default: the one the bundle chose.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for eval.json and images.csv, a row per image.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder for eval.json and images.csv; with --against, the parity report, too."
+        ),
     ] = None,
     untrained: Annotated[
         bool, typer.Option("--untrained/--no-untrained", help="Report an untrained generator beside the trained one.")
@@ -54,38 +78,51 @@ def eval_(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the split; default: the training's.")] = None,
     json_: Json = False,
 ) -> None:
-    """AUROC, AP, AUPRO, rates at the shipped threshold, with intervals; with --against, agreement with PyTorch.
+    """AUROC, AP, AUPRO, rates at the shipped threshold, with intervals; with --against, parity with a reference.
 
-    For a benchmark root BUNDLE is the folder that holds <category>.grdb.
+    For a benchmark root BUNDLE is the folder that holds <category>.grdb, and a checkpoint that of <category>.safetensors.
     """
     from grd_edge.bundle import read_bundle
-    from grd_edge.evaluate import COLUMNS, evaluated_bundle, rows_from_scored, training_seed
+    from grd_edge.evaluate import evaluated_bundle, training_seed
     from grd_edge.files import write_atomically
-    from grd_edge.results import csv_lines
+    from grd_edge.products import ProductRule
+    from grd_edge.report.parity import LargestDifferences, write_report
+    from grd_edge.results import csv_lines, json_document
+    from grd_edge.scored import COLUMNS, rows_from_scored
 
-    if seed is None:
-        seed = training_seed(read_bundle(bundle))
-    samples = load_dataset(data, seed=seed, need_train=False).test
+    opened = read_bundle(bundle)
+    dataset = load_dataset(data, seed=training_seed(opened) if seed is None else seed, need_train=False)
+    geometry = opened.manifest["geometry"]
+    largest = LargestDifferences(ProductRule.of_bundle(opened), opened.grid, geometry["scale_px"], geometry["channels"])
+    counts = {"calibration": len(dataset.calibration)}
     with progress() as bar:
-        result, scored = evaluated_bundle(
+        result, scored, comparison = evaluated_bundle(
             bundle,
-            samples,
+            dataset.test,
             against=against,
+            calibration=dataset.calibration,
+            precision=precision,
             untrained=untrained,
-            bar=lambda name: ImageBar(bar, name, len(samples)),
+            on_frame=largest.add if output else None,
+            bar=lambda name: ImageBar(bar, name, counts.get(name, len(dataset.test))),
         )
     if output:
         write_atomically(output / "images.csv", csv_lines(COLUMNS, rows_from_scored(scored)))
-        write_atomically(output / "eval.json", (json.dumps(plain(result), indent=1, allow_nan=False) + "\n").encode())
+        if comparison:
+            try:
+                write_report(output, comparison, largest, bundle=opened.manifest["name"], data=data)
+            except MissingExtraError as error:
+                result["notes"].append(f"no pictures were drawn: {error}")
+        write_atomically(output / "eval.json", json_document(result))
     if json_ or in_category():
         print_json(result)
     else:
-        print_rows(f"{bundle.name} on {data}", _shown(result))
+        print_rows(f"{bundle.name} on {data}", _shown(result, comparison))
 
 
-def _shown(result: dict[str, Any]) -> dict[str, Any]:
+def _shown(result: dict[str, Any], comparison: Comparison | None) -> dict[str, Any]:
     """What the table shows: an interval beside its figure, a line per kind of defect, the notes one by one."""
-    rows = dict(result)
+    rows = {name: value for name, value in result.items() if comparison is None or name not in comparison.figures}
     for name in [name for name in rows if name.endswith("_ci95")]:
         interval = cell(rows.pop(name))
         rows[name.removesuffix("_ci95")] = f"{cell(rows.get(name.removesuffix('_ci95')))}  95 % {interval}".strip()
@@ -95,5 +132,10 @@ def _shown(result: dict[str, Any]) -> dict[str, Any]:
             f"{found['images']} images, AUROC {cell(found['image_auroc'])}, "
             f"escapes {cell(found['escapes'])} of {found['products']} products"
         )
+    if comparison:
+        from grd_edge.report.parity import shown_figures
+
+        rows["compared"] = f"{comparison.engine_name} against {comparison.reference_name}"
+        rows |= shown_figures(comparison.figures)
     rows |= {f"note {index}": note for index, note in enumerate(notes, start=1)}
     return {name: cell(value) for name, value in rows.items()}

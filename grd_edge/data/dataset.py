@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +107,32 @@ def refuse_seen(
                 f"{sample.path} was used {used}, so {purpose} measured on it would mean nothing; "
                 "give images that were not used before"
             )
+
+
+def product_key(sample: Sample) -> str:
+    """What the images of one product share."""
+    return sample.product or str(sample.path)
+
+
+def distinct_products(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
+    """The samples without those of products whose contents another product has, and how many products that leaves out.
+
+    Raises:
+        InputError: one content is both good and defective.
+    """
+    contents: dict[str, set[str]] = {}
+    labelled: dict[str, Sample] = {}
+    for sample in samples:
+        contents.setdefault(product_key(sample), set()).add(sample.sha256)
+        other = labelled.setdefault(sample.sha256, sample)
+        if other.defective != sample.defective:
+            raise InputError(
+                f"{sample.path} ({sample.kind}) has the same content as {other.path} ({other.kind}); "
+                "remove the one with the wrong label"
+            )
+    first: dict[frozenset[str], str] = {}
+    kept = {key for key, each in contents.items() if first.setdefault(frozenset(each), key) == key}
+    return [sample for sample in samples if product_key(sample) in kept], len(contents) - len(kept)
 
 
 def _is_layout(folder: Path) -> bool:

@@ -5,31 +5,45 @@ Source: docs/method.md, sections 5 to 7.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
+import onnx
 import torch
+from onnx import numpy_helper
 
 from grd_edge.bundle import Bundle
-from grd_edge.checkpoint import Checkpoint
+from grd_edge.checkpoint import Checkpoint, first_keys
+from grd_edge.config import ModelConfig
 from grd_edge.data.frames import grid_from_config
-from grd_edge.decide import frame_decision
-from grd_edge.patches import prepare_frame
-from grd_edge.regions import WHOLE_FRAME, Regions, selected_patches
-from grd_edge.runtime import Inspection
-from grd_edge.score import score_patches_torch
+from grd_edge.engine.inspector import ReferenceInspector, decision_of_bundle
+from grd_edge.errors import BundleError
+from grd_edge.models.generator import Reconstructor, folded
+from grd_edge.regions import WHOLE_FRAME, Regions
 
 
-class TorchInspector:
+class TorchEngine:
+    """Reconstruction by a network in evaluation mode."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        self.net = net
+
+    @property
+    def version(self) -> str:
+        return f"PyTorch {torch.__version__}"
+
+    @torch.inference_mode()
+    def reconstruct(self, x: np.ndarray) -> np.ndarray:
+        """Reconstructions of patches (N, C, patch_h, patch_w) float32."""
+        return self.net(torch.from_numpy(x)).numpy()
+
+
+class TorchInspector(ReferenceInspector):
     """Same interface as `grd_edge.runtime.Inspector`, on the network of a checkpoint.
 
     Args:
         checkpoint: trained weights and the configuration they belong to.
-        threshold: one number per region, a single one for the one region; None leaves every frame undecided.
-        k: patches that make a product defective.
-        regions: what `threshold` belongs to.
-        roi: (H, W) mask of interest of every frame, nonzero = of interest; None: the whole frame.
+        threshold, k, regions, roi: as in `ReferenceInspector`.
     """
 
     def __init__(
@@ -41,55 +55,50 @@ class TorchInspector:
         regions: Regions = WHOLE_FRAME,
         roi: np.ndarray | None = None,
     ) -> None:
-        self.config = checkpoint.config
+        config = self.config = checkpoint.config
         self.net = checkpoint.reconstructor()
-        self.grid = grid_from_config(self.config)
-        self.threshold, self.k, self.regions, self.roi = threshold, k, regions, roi
+        engine = TorchEngine(self.net)
+        super().__init__(
+            engine.reconstruct,
+            engine.version,
+            grid=grid_from_config(config),
+            scale_px=config.geometry.scale_px,
+            channels=config.model.channels,
+            **config.score.model_dump(),
+            threshold=threshold,
+            k=k,
+            regions=regions,
+            roi=roi,
+        )
 
     @classmethod
     def of_bundle(cls, checkpoint: Checkpoint, bundle: Bundle) -> TorchInspector:
         """One that decides as a bundle does, with its thresholds, regions and mask of interest."""
-        if bundle.decision is None:
-            return cls(checkpoint, roi=bundle.roi)
-        return cls(
-            checkpoint, threshold=bundle.thresholds, k=bundle.decision["k"], regions=bundle.regions, roi=bundle.roi
-        )
+        return cls(checkpoint, **decision_of_bundle(bundle))
 
-    @torch.inference_mode()
-    def inspect(
-        self, frame: np.ndarray, *, roi: np.ndarray | None = None, heatmap: bool = False, x_hat: bool = False
-    ) -> Inspection:
-        """Scores one frame and decides; see `grd_edge.runtime.Inspector.inspect`."""
-        config = self.config
-        start = time.perf_counter()
-        image = prepare_frame(frame, scale_px=config.geometry.scale_px, channels=config.model.channels)
-        roi = self.roi if roi is None else roi
-        chosen = selected_patches(self.grid, frame.shape[:2], config.geometry.scale_px, self.regions, roi)
-        x = torch.from_numpy(self.grid.cut(image)[chosen.index])
-        cut = time.perf_counter()
-        rebuilt = self.net(x)
-        inferred = time.perf_counter()
-        scores = score_patches_torch(
-            x, rebuilt, window=config.score.window, local_window_px=config.score.local_window_px, roi=chosen.masks
-        )
-        phi, phi_local = scores.phi.numpy(), scores.phi_local.numpy()
-        deciding = phi if config.score.decides == "phi" else phi_local
-        decided = frame_decision(deciding, self.threshold, chosen.regions, self.k)
-        positions = self.grid.positions(*image.shape[1:])[chosen.index]
-        maps = self.grid.stitch(scores.heatmap.numpy(), *image.shape[1:], positions=positions) if heatmap else None
-        end = time.perf_counter()
-        spans = {"cut": cut - start, "infer": inferred - cut, "score": end - inferred, "total": end - start}
-        return Inspection(
-            decision=decided.decision,
-            score=decided.score,
-            threshold=decided.threshold,
-            positions=positions,
-            phi=phi,
-            phi_local=phi_local,
-            defective=decided.defective,
-            regions=chosen.regions,
-            region_names=self.regions.names,
-            heatmap=maps if maps is None else maps[0],
-            x_hat=rebuilt.numpy() if x_hat else None,
-            times_ms={stage: 1e3 * seconds for stage, seconds in spans.items()},
-        )
+
+def network_from_onnx(model: bytes, config: ModelConfig) -> Reconstructor:
+    """The network that was exported, BatchNorm folded, in evaluation mode.
+
+    Args:
+        model: serialized ONNX of `onnx_from_checkpoint`: its weights go by the names of the folded modules. Biases that
+            are not stored are 0.
+        config: shape of the network.
+
+    Raises:
+        BundleError: weights that are missing, foreign or of another shape.
+    """
+    net = folded(Reconstructor(config))
+    state = net.state_dict()
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load_from_string(model).graph.initializer}
+    weights = {name: torch.zeros_like(value) for name, value in state.items() if name.endswith(".bias")}
+    weights |= {name: torch.from_numpy(stored[name].copy()) for name in state.keys() & stored.keys()}
+    missing = sorted(state.keys() - weights.keys())
+    # Shapes and axes are integers; they belong to operators, not to layers.
+    foreign = sorted(name for name, value in stored.items() if value.dtype.kind == "f" and name not in state)
+    wrong = sorted(name for name, value in weights.items() if value.shape != state[name].shape)
+    for what, keys in (("lacks", missing), ("has foreign", foreign), ("has wrongly shaped", wrong)):
+        if keys:
+            raise BundleError(f"the exported model {what} weights: {first_keys(keys)}")
+    net.load_state_dict(weights)
+    return net

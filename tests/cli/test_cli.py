@@ -4,9 +4,11 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from grd_edge.checkpoint import write_checkpoint
@@ -35,7 +37,8 @@ def test_help_lists_every_verb():
     for verb in VERBS:
         assert verb in text
         assert run(verb, "--help").stdout
-    assert "onnx" in run("build", "--help").stdout
+    help_of_build = run("build", "--help").stdout
+    assert "onnx" in help_of_build and "int8" in help_of_build
 
 
 def test_usage_errors_exit_with_2():
@@ -81,6 +84,29 @@ def test_build_onnx_and_calibrate(trained, parts):
     assert 0 <= low < high <= 1
     assert all(low <= high for low, high in table["ranges"].values())
     assert table["patches"] == 5 * 9  # five images of 48 px, patches of 32 px at stride 12: 3 x 3 each
+
+
+def test_build_int8(trained, tmp_path):
+    from grd_edge.files import sha256_hex
+    from grd_edge.quantize import layers_of
+    from grd_edge.ranges import RangeTable
+
+    model, ranges, output = tmp_path / "m.onnx", tmp_path / "ranges.json", tmp_path / "int8.onnx"
+    run("build", "onnx", trained / "c.safetensors", "-o", model)
+    names = {layer.tensor for layer in layers_of(onnx.load(model))} - {"x"}
+    table = RangeTable("minmax", sha256_hex(model.read_bytes()), "0" * 64, 1, 1, dict.fromkeys(names, (-4.0, 4.0)))
+    ranges.write_bytes(table.to_bytes())
+    command = ("--ranges", ranges, "--style", "onnxruntime", "-o", output)
+    built = json.loads(
+        run("build", "int8", trained / "c.safetensors", *command, "--keep", "decoder.*", "--json").stdout
+    )
+    assert 0 < built["mean_difference"] <= built["max_difference"] < 1
+    assert built["bytes"] == output.stat().st_size
+    before = output.read_bytes()
+    assert "no layer 'nothing' to keep" in refused("build", "int8", model, *command, "--keep", "nothing")
+    ranges.write_bytes(replace(table, model_sha256="0" * 64).to_bytes())
+    assert "range table is stale" in refused("build", "int8", model, *command)
+    assert output.read_bytes() == before
 
 
 def test_infer_prints_a_line_per_image(trained, parts, tmp_path):

@@ -1,0 +1,1 @@
+"""Calibration recipes and golden range tables: data, see README.md."""

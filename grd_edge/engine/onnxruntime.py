@@ -1,0 +1,47 @@
+"""The ONNX Runtime reference: reconstructions on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+
+from grd_edge.errors import EngineError, one_line
+
+
+class OnnxRuntimeEngine:
+    """A model of one input and one output, x -> x_hat, in ONNX Runtime.
+
+    Args:
+        model: serialized single-file ONNX, FP32 or INT8 in the style `onnxruntime`.
+        threads: of the engine; 0: all cores.
+
+    Attributes:
+        patch_shape: (C, patch_h, patch_w).
+
+    Raises:
+        EngineError: ONNX Runtime refuses the model.
+    """
+
+    def __init__(self, model: bytes, threads: int = 0) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its classes derive from Exception alone
+            raise EngineError(f"ONNX Runtime does not take the model ({one_line(error)}); export it again") from error
+        self._input = self._session.get_inputs()[0]
+        self.patch_shape = tuple(self._input.shape[1:])
+        self.version = f"ONNX Runtime {onnxruntime.__version__}"
+
+    def reconstruct(self, x: np.ndarray) -> np.ndarray:
+        """Reconstructions x_hat of patches x, both (N, C, patch_h, patch_w) float32.
+
+        Raises:
+            EngineError: patches of another shape or type than the model takes.
+        """
+        try:
+            (x_hat,) = self._session.run(None, {self._input.name: np.ascontiguousarray(x)})
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime does not run {x.dtype} patches {x.shape} ({one_line(error)})") from error
+        return x_hat

@@ -1,0 +1,226 @@
+"""Images and FP32 model -> the precision that ships: which models are tried, and in which order.
+
+Source: docs/design/precision.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+
+from grd_edge.calibrate import ranges_from_images
+from grd_edge.checkpoint import Checkpoint
+from grd_edge.config import Config
+from grd_edge.data.dataset import Sample
+from grd_edge.errors import EngineError, InputError
+from grd_edge.files import sha256_hex
+from grd_edge.graph import forms, in_form, quantized_before_moves
+from grd_edge.precision import (
+    DEFAULT_BUDGET,
+    REQUESTS,
+    Bench,
+    Budget,
+    Candidate,
+    Choice,
+    Request,
+    Tried,
+    chosen,
+    only_fp32,
+    unable,
+)
+from grd_edge.qat import table_of_checkpoint
+from grd_edge.quantize import quantized
+from grd_edge.ranges import RangeTable
+from grd_edge.recipes import DEFAULT_RECIPE, load_recipe
+from grd_edge.selection import Selection, selection_from_samples
+from grd_edge.sensitivity import keep_order, layer_effects
+
+MODEL = "models/int8-openvino.onnx"
+RANGES = "models/ranges.json"
+STYLE = "openvino"
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """What a front end is told: the step that begins, and how far it is."""
+
+    stage: Callable[[str], None] = lambda text: None
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+
+SILENT = Watcher()
+
+
+def choice_of_checkpoint(
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    model: bytes,
+    file: str,
+    *,
+    request: Request = "auto",
+    budget: Budget = DEFAULT_BUDGET,
+    recipe: str | Path = DEFAULT_RECIPE,
+    watch: Watcher = SILENT,
+) -> Choice:
+    """As `choice_from_samples`, for a checkpoint: ranges by a recipe, or those that it was fine-tuned for.
+
+    Args:
+        model: the exported checkpoint, serialized, and `file`, where a bundle holds it.
+        recipe: name or file.
+
+    Raises:
+        As `choice_from_samples`.
+    """
+    described = load_recipe(recipe)
+
+    def table_of(selection: Selection) -> RangeTable:
+        watch.stage(f"calibrating activation ranges ({described.name})")
+        chosen_patches = selection.part(described.images) if described.images else selection
+        table = ranges_from_images(
+            model,
+            chosen_patches.images(),
+            recipe=described,
+            images_sha256=sha256_hex("\n".join(sorted(sample.sha256 for sample in samples)).encode()),
+            score=checkpoint.config.score,
+            on_progress=watch.progress,
+        )
+        return table_of_checkpoint(checkpoint, model, table) or table
+
+    return choice_from_samples(
+        model, file, samples, checkpoint.config, request=request, budget=budget, table_of=table_of, watch=watch
+    )
+
+
+def choice_from_samples(
+    fp32: bytes,
+    file: str,
+    samples: Sequence[Sample],
+    config: Config,
+    *,
+    request: Request = "auto",
+    budget: Budget = DEFAULT_BUDGET,
+    table_of: Callable[[Selection], RangeTable],
+    watch: Watcher = SILENT,
+) -> Choice:
+    """The precision that ships for the `cpu` target, measured on this machine.
+
+    Args:
+        fp32: serialized model, and `file`, where a bundle holds it.
+        samples: good images of the training; the calibration split is for thresholds only.
+        table_of: activation ranges on the patches of a selection.
+
+    Raises:
+        InputError: an unknown request, images or ranges that cannot be used.
+        EngineError: `bf16` or `int8` was asked for and this machine cannot run it.
+    """
+    if request not in REQUESTS:
+        raise InputError(f"there is no precision {request!r}; choose {', '.join(REQUESTS)}")
+    if request == "fp32":
+        return only_fp32(file, "fp32 was asked for")
+    watch.stage("choosing patches to judge precisions by")
+    selection = selection_from_samples(samples, config)
+    bench = Bench(Candidate("fp32", fp32, file), selection, config, watch.stage)
+    tried: list[Tried] = []
+    bf16 = _bf16(bench, watch) if request in ("auto", "bf16") else None
+    if bf16:
+        tried.append(bf16)
+    table = None
+    if request in ("auto", "int8"):
+        try:
+            table = table_of(selection)
+        except InputError as error:
+            if request == "int8":
+                raise
+            tried.append(Tried(Candidate("int8", b"", MODEL), lost=f"it cannot be calibrated: {error}"))
+    if table:
+        tried += _int8(bench, table, budget, with_bf16=bool(bf16 and not bf16.lost), watch=watch)
+    if request != "auto" and all(each.lost for each in tried):
+        raise EngineError(f"{request} was asked for, but {tried[0].lost}; build with --precision auto")
+    ready = [each for each in tried if not each.lost]
+    if ready:
+        watch.stage("timing precisions in turn")
+        speeds = bench.race([each.candidate for each in ready])
+        measured = {id(each): speed for each, speed in zip(ready, speeds, strict=True)}
+        tried = [replace(each, speed=measured.get(id(each))) for each in tried]
+    choice = chosen(bench, tried, budget=budget, request=request)
+    if MODEL in choice.files:
+        choice.files[RANGES] = table.to_bytes()
+    return choice
+
+
+def _bf16(bench: Bench, watch: Watcher) -> Tried:
+    watch.stage("scoring bf16")
+    candidate = Candidate("bf16", bench.fp32.model, bench.fp32.file)
+    try:
+        return Tried(candidate, bench.accuracy(candidate))
+    except EngineError as error:
+        return unable(candidate, error)
+
+
+def _int8(bench: Bench, table: RangeTable, budget: Budget, *, with_bf16: bool, watch: Watcher) -> list[Tried]:
+    """INT8 in the form that is fastest here; where that is outside the budget, with the fewest layers in higher
+    precision that is inside."""
+    model = onnx.load_from_string(bench.fp32.model)
+    watch.stage("timing the forms of INT8 in turn")
+    wholes = [_candidate(model, table, form) for form in forms(model)]
+    try:
+        speeds = bench.race(wholes)
+    except EngineError as error:
+        return [unable(wholes[0], error)]
+    raced = sorted(map(Tried, wholes, [None] * len(wholes), speeds), key=lambda each: -each.speed.speedup)
+    fastest, others = raced[0], [_lost_to(raced[0], each) for each in raced[1:]]
+    if not fastest.speed.faster:
+        return [replace(fastest, lost=f"not faster: {fastest.speed.speedup:.2f} times fp32's speed"), *others]
+    watch.stage("scoring int8")
+    tried = [replace(fastest, accuracy=bench.accuracy(fastest.candidate)), *others]
+    if tried[0].accuracy.inside(budget):
+        return tried
+    form = fastest.candidate.details["form"]
+    watch.stage("measuring what each layer costs")
+    order = keep_order(layer_effects(bench, model, table, style=STYLE, on_progress=watch.progress))
+    found: dict[int, Tried] = {}
+
+    def inside(kept: int) -> bool:
+        watch.stage(f"scoring int8 with {kept} of {len(order)} layers in higher precision")
+        each = _candidate(model, table, form, order[:kept], with_bf16=with_bf16)
+        found[kept] = Tried(each, bench.accuracy(each))
+        return found[kept].accuracy.inside(budget)
+
+    kept = _least(1, len(order), inside)  # all of them is no INT8
+    if kept < len(order):
+        tried.insert(0, found[kept])
+        if with_bf16:  # in FP32 what is kept is slower, but nearer
+            watch.stage("scoring int8 with the same layers in fp32")
+            plain = _candidate(model, table, form, order[:kept])
+            tried.insert(1, Tried(plain, bench.accuracy(plain)))
+    return tried
+
+
+def _candidate(
+    model: onnx.ModelProto, table: RangeTable, form: str, keep: Sequence[str] = (), *, with_bf16: bool = False
+) -> Candidate:
+    """INT8 in a form of the graph, less the layers to keep, which run in BF16 or FP32."""
+    written = quantized_before_moves(quantized(in_form(model, form), table, style=STYLE, keep=keep))
+    details = {"style": STYLE, "form": form, "keep": [*table.keep, *keep]}
+    return Candidate(
+        "int8-bf16" if with_bf16 else "int8", written.SerializeToString(deterministic=True), MODEL, details
+    )
+
+
+def _lost_to(best: Tried, other: Tried) -> Tried:
+    form, speed = best.candidate.details["form"], best.speed.speedup
+    return replace(other, lost=f"slower than the form {form}: {other.speed.speedup:.2f} against {speed:.2f} times fp32")
+
+
+def _least(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """The least number from `low` on that `holds` is true of, by bisection; `high` is not asked."""
+    while low < high:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return high
