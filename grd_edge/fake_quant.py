@@ -123,7 +123,8 @@ class FoldedLayer(nn.Module):
         weight, bias = self.folded()
         others = [axis for axis in range(weight.ndim) if axis != self.axis]
         scales = weight.detach().abs().amax(others, keepdim=True) / LEVELS
-        return _rounded(weight, torch.where(scales == 0, 1.0, scales), -LEVELS, LEVELS), bias
+        scales = torch.where(scales < torch.finfo(scales.dtype).tiny, 1.0, scales)
+        return _rounded(weight, scales, -LEVELS, LEVELS), bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         layer = self.layer

@@ -40,6 +40,7 @@ from grd_edge.training_state import fast_layout, learning_rate, perturbed_batch
 STEPS = 200  # where neither steps nor seconds are asked for
 MEASURED_PATCHES = 256  # of the calibration images, on which before and after are compared
 BATCH = 8  # patches a pass without gradients
+STYLE: Style = "openvino"  # quantizes most layers, and nothing but what all styles quantize: inputs and weights
 SILENT = Watcher()
 
 
@@ -149,12 +150,11 @@ def checkpoint_from_qat(
     config: Config,
     *,
     table: RangeTable | None = None,
-    style: Style = "openvino",
     keep: Collection[str] = (),
     teacher_sha256: str = "",
     watch: Watcher = SILENT,
 ) -> Checkpoint:
-    """Fine-tunes `teacher` on the good images of `dataset.train` for the INT8 form of a style.
+    """Fine-tunes `teacher` on the good images of `dataset.train` for its INT8 form.
 
     The same seed and number of steps give the same weights and ranges on the same machine with the same number of
     threads; a time budget becomes a step count once.
@@ -180,7 +180,7 @@ def checkpoint_from_qat(
     fabric = fabric_from_config(config)
     model = onnx_from_checkpoint(teacher)
     kept = {**(table.keep if table else {}), **dict.fromkeys(keep, "kept by the fine-tuning")}
-    layers = quantized_layers(onnx.load_from_string(model), style, kept)
+    layers = quantized_layers(onnx.load_from_string(model), STYLE, kept)
     if not layers:
         raise InputError("no layer is left to quantize, so there is nothing to fine-tune; keep fewer layers")
     state = _FineTuning(teacher, config, layers, fabric.device)
@@ -213,7 +213,7 @@ def checkpoint_from_qat(
         "dataset": dataset.name,
         "manifest_sha256": dataset.manifest_sha256(),
         "train_images": len(dataset.train),
-        "style": style,
+        "style": STYLE,
         "keep": kept,
         "start": {name: getattr(table, name) for name in ("algorithm", "images_sha256", "images", "patches", "recipe")},
         "steps": steps,
