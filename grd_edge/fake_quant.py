@@ -8,14 +8,12 @@ range, arXiv 1902.08153, section 2.1.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from grd_edge.errors import InputError
 from grd_edge.models.blocks import CenteredLinear, Decoder, ResidualBlock
 from grd_edge.models.generator import Reconstructor
 from grd_edge.quantize import Layer
@@ -69,26 +67,6 @@ class ActivationGrid(nn.Module):
         return _rounded(x, self.top / LEVELS, -LEVELS - 1, LEVELS)
 
 
-class RangeWatcher(nn.Module):
-    """Stands in for a grid: changes nothing, and keeps the means over all patches of their minimum and maximum."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count, self.low, self.high = 0, 0.0, 0.0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        low, high = torch.aminmax(x.flatten(1), dim=1)
-        low, high = low.double().sum().item(), high.double().sum().item()
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise InputError("an activation is not finite on the calibration images; check the images and the model")
-        self.count, self.low, self.high = self.count + len(x), self.low + low, self.high + high
-        return x
-
-    def range(self) -> tuple[float, float]:
-        """(low, high), float32 values."""
-        return tuple(torch.tensor([self.low, self.high], dtype=torch.float64).div(self.count).float().tolist())
-
-
 class FoldedLayer(nn.Module):
     """A weighted layer with its BatchNorm or centering folded in at every pass, and rounded where it has a grid.
 
@@ -128,7 +106,7 @@ class FoldedLayer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         layer = self.layer
-        weight, bias = self.folded() if isinstance(self.grid, RangeWatcher | None) else self.rounded()
+        weight, bias = self.folded() if self.grid is None else self.rounded()
         x = x if self.grid is None else self.grid(x)
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, bias)
@@ -151,27 +129,6 @@ def grids_of_layers(layers: Iterable[Layer], ranges: Mapping[str, tuple[float, f
             of_tensor[layer.tensor] = ActivationGrid(*ranges[layer.name])
         grids[layer.name] = of_tensor[layer.tensor]
     return grids
-
-
-@torch.no_grad()
-def ranges_of_layers(
-    net: Reconstructor, layers: Sequence[Layer], batches: Iterable[torch.Tensor]
-) -> dict[str, tuple[float, float]]:
-    """Range of what each layer takes, in float32: means of the patches' minima and maxima over batches (N, C, H, W).
-
-    Not the extremes of all: one unusual image widens those by several times (docs/design/precision.md), and where a
-    range should end is learned.
-
-    Raises:
-        InputError: no batches, or NaN or Inf in an activation.
-    """
-    of_tensor = {layer.tensor: RangeWatcher() for layer in layers}
-    watched = fake_quantized(net, {layer.name: of_tensor[layer.tensor] for layer in layers})
-    for batch in batches:
-        watched(batch)
-    if not all(watcher.count for watcher in of_tensor.values()):
-        raise InputError("there are no calibration patches; give a folder with good images")
-    return {layer.name: of_tensor[layer.tensor].range() for layer in layers}
 
 
 def fake_quantized(net: Reconstructor, grids: Mapping[str, nn.Module]) -> Reconstructor:

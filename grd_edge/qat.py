@@ -7,7 +7,7 @@ checkpoint, its teacher, does; BatchNorm is frozen. Source: docs/design/precisio
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import torch
 
+from grd_edge.build import ranges_from_checkpoint
 from grd_edge.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from grd_edge.config import Config, overlaid_config
 from grd_edge.data.check import check_dataset
@@ -24,7 +25,7 @@ from grd_edge.data.frames import BatchLoader, FrameStore, grid_from_config, read
 from grd_edge.data.images import file_sha256
 from grd_edge.errors import CheckpointError, ConfigError, DivergedError, InputError
 from grd_edge.export import onnx_from_checkpoint
-from grd_edge.fake_quant import ActivationGrid, fake_quantized, grids_of_layers, ranges_of_layers
+from grd_edge.fake_quant import ActivationGrid, fake_quantized, grids_of_layers
 from grd_edge.files import sha256_hex
 from grd_edge.heap import keep_heap
 from grd_edge.losses import contextual_loss, reconstruction_terms, weighted_sum
@@ -32,6 +33,7 @@ from grd_edge.models.generator import Reconstructor
 from grd_edge.processes import fabric_from_config
 from grd_edge.quantize import Layer, Style, layers_of, quantized_layers
 from grd_edge.ranges import IMAGE, RangeTable, check_fresh
+from grd_edge.recipes import load_recipe
 from grd_edge.run_folder import check_output, run_folder_of
 from grd_edge.score import score_patches_torch, ssim_distance_map
 from grd_edge.train import SEEN_IMAGES, Progress, Watcher, steps_within
@@ -161,8 +163,8 @@ def checkpoint_from_qat(
 
     Args:
         config: of `qat_config`.
-        table: ranges of the teacher's exported model to start from, and what its recipe keeps; None: those of
-            `ranges_of_layers` on `dataset.calibration`.
+        table: ranges of the teacher's exported model to start from, and what its recipe keeps; None: that of
+            the default recipe on `dataset.calibration`.
         keep: layers, or patterns of them, that stay in float32 besides.
         teacher_sha256: of the teacher's file.
 
@@ -183,13 +185,13 @@ def checkpoint_from_qat(
     layers = quantized_layers(onnx.load_from_string(model), STYLE, kept)
     if not layers:
         raise InputError("no layer is left to quantize, so there is nothing to fine-tune; keep fewer layers")
-    state = _FineTuning(teacher, config, layers, fabric.device)
     if table is None:
-        table = _calibrated(state, sha256_hex(model), dataset)
+        table = ranges_from_checkpoint(teacher, model, dataset.calibration, recipe=load_recipe())
     check_fresh(table, sha256_hex(model))
     for layer in layers:
         table.grid(layer.tensor)  # refuses what has no range
     start = {layer.name: table.ranges[layer.tensor] for layer in layers if layer.tensor != IMAGE}
+    state = _FineTuning(teacher, config, layers, fabric.device)
     state.quantize(start)
     measured = _measured_patches(dataset.calibration, config)
     expected = state.phi(state.teacher, measured)
@@ -245,23 +247,6 @@ def _steps_within(
             value.copy_(old)
     state.quantize(start)
     return steps
-
-
-def _calibrated(state: _FineTuning, model_sha256: str, dataset: Dataset) -> RangeTable:
-    """Ranges of the teacher's activations on the calibration images."""
-    grid, count = grid_from_config(state.config), 0
-
-    def batches() -> Iterator[torch.Tensor]:
-        nonlocal count
-        for sample in dataset.calibration:
-            for x in torch.from_numpy(grid.cut(read_frame(sample, state.config))).split(BATCH):
-                count += len(x)
-                yield x.to(state.device)
-
-    found = ranges_of_layers(state.net, state.layers, batches())
-    ranges = {layer.tensor: found[layer.name] for layer in state.layers}
-    images = len(dataset.calibration)
-    return RangeTable("mean-minmax", model_sha256, dataset.manifest_sha256(), images, count, ranges)
 
 
 def _measured_patches(samples: Sequence[Sample], config: Config) -> np.ndarray:
