@@ -60,7 +60,7 @@ def test_int8_comes_three_times_closer_to_fp32_on_images_it_never_saw(teacher, d
     ranges = table_of_checkpoint(tuned, onnx_from_checkpoint(tuned)).ranges
     coarse = {name: (16 * low, 16 * high) for name, (low, high) in ranges.items()}
     table = RangeTable("minmax", sha256_hex(model), "", 1, 1, coarse)
-    overrides = ["train.steps=120", "train.batch=8", "qat.lr=2e-3"]
+    overrides = ["train.steps=120", "train.batch=8", "qat.lr=2e-3", "qat.range_lr=1e-2"]
     result = checkpoint_from_qat(teacher, dataset, qat_config(teacher.config, overrides=overrides), table=table)
     grid = grid_from_config(teacher.config)
     patches = np.concatenate([grid.cut(read_frame(sample, teacher.config)) for sample in dataset.test])[:128]
