@@ -309,14 +309,15 @@ class _PhiSearch:
         return float(scores), float(pixels)
 
     def table(self, found: Mapping[str, Histogram], factors: Collection[float], steps: _Steps) -> RangeTable:
-        """Coordinate descent, activation by activation: wider until it is no better, then narrower until it is not."""
+        """Coordinate descent, activation by activation: unclipped, then wider and narrower while it gets better."""
         best = self.start
         least = self.error(best)
         for tensor, histogram in found.items():
             top = max(map(abs, best.ranges[tensor]))
-            for ways in (sorted(f for f in factors if f > 1), sorted((f for f in factors if f < 1), reverse=True)):
-                for factor in ways:
-                    candidate = _clipped(histogram, factor * top)
+            wider, narrower = sorted(f for f in factors if f > 1), sorted((f for f in factors if f < 1), reverse=True)
+            for way in ([math.inf], wider, narrower):
+                for factor in way:
+                    candidate = _clipped(histogram, min(factor * top, histogram.top))
                     if candidate == best.ranges[tensor]:  # nothing is clipped already
                         break
                     table = replace(best, ranges={**best.ranges, tensor: candidate})
