@@ -68,7 +68,9 @@ def ranges_from_images(
     steps = _Steps(len(groups) * len(images) + search, on_progress)
     found = {tensor: Histogram(binned=recipe.algorithm != "minmax") for tensor in tensors}
     count = 0
+    session = None
     for group in groups:
+        del session  # before the next one is made
         session = _session(_watching(graph, group))
         count = 0
         for patch in _patches(images, graph, steps):
@@ -183,6 +185,9 @@ def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # it keeps the most that was ever used
+    options.enable_mem_pattern = False
+    # No blocked layouts, in which every watched activation would exist once more.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     # Quantization stays explicit, as its scales are inputs here; weights become floats again, once.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

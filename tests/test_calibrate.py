@@ -211,11 +211,13 @@ def test_memory_stays_bounded():
             text=True,
             check=True,
             cwd=Path(__file__).parents[1],
+            # What is in use is measured, not what glibc keeps of blocks that were freed.
+            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"},
         )
         return int(done.stdout)
 
     bounded, unbounded = peak_mb(24 << 20), peak_mb(1 << 40)
-    assert unbounded > 100  # the measure sees them
+    assert unbounded > 90  # the measure sees them
     assert bounded < 75
 
 
