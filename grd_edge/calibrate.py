@@ -68,7 +68,9 @@ def ranges_from_images(
     steps = _Steps(len(groups) * len(images) + search, on_progress)
     found = {tensor: Histogram(binned=recipe.algorithm != "minmax") for tensor in tensors}
     count = 0
+    session = None
     for group in groups:
+        del session  # before the next one is made
         session = _session(_watching(graph, group))
         count = 0
         for patch in _patches(images, graph, steps):
@@ -183,6 +185,9 @@ def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # it keeps the most that was ever used
+    options.enable_mem_pattern = False
+    # No blocked layouts, in which every watched activation would exist once more.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     # Quantization stays explicit, as its scales are inputs here; weights become floats again, once.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -309,14 +314,15 @@ class _PhiSearch:
         return float(scores), float(pixels)
 
     def table(self, found: Mapping[str, Histogram], factors: Collection[float], steps: _Steps) -> RangeTable:
-        """Coordinate descent, activation by activation: wider until it is no better, then narrower until it is not."""
+        """Coordinate descent, activation by activation: unclipped, then wider and narrower while it gets better."""
         best = self.start
         least = self.error(best)
         for tensor, histogram in found.items():
             top = max(map(abs, best.ranges[tensor]))
-            for ways in (sorted(f for f in factors if f > 1), sorted((f for f in factors if f < 1), reverse=True)):
-                for factor in ways:
-                    candidate = _clipped(histogram, factor * top)
+            wider, narrower = sorted(f for f in factors if f > 1), sorted((f for f in factors if f < 1), reverse=True)
+            for way in ([math.inf], wider, narrower):
+                for factor in way:
+                    candidate = _clipped(histogram, min(factor * top, histogram.top))
                     if candidate == best.ranges[tensor]:  # nothing is clipped already
                         break
                     table = replace(best, ranges={**best.ranges, tensor: candidate})

@@ -46,7 +46,7 @@ class Percentile(Recipe):
     """Of each activation's magnitudes `percentile` % are inside."""
 
     algorithm: Literal["percentile"]
-    percentile: Percent = 99.9
+    percentile: Percent = 99.95
 
 
 class Entropy(Recipe):
@@ -65,8 +65,8 @@ class Phi(Recipe):
     """
 
     algorithm: Literal["phi"]
-    percentile: Percent = 99.9
-    factors: Annotated[tuple[Factor, ...], Field(min_length=1)] = (0.5, 0.7, 1.4, 2.0, 4.0, 8.0)
+    percentile: Percent = 99.95
+    factors: Annotated[tuple[Factor, ...], Field(min_length=1)] = (0.5, 0.7, 1.4, 2.0, 4.0)
     patches: Positive = 16
 
 

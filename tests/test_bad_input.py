@@ -323,6 +323,30 @@ def few(w: World, count: int) -> list:
     return w.train(w / "few")
 
 
+def calibrate(w: World, *more, change=None) -> list:
+    checkpoint = w.checkpoint(change) if change else w.stock / "part.safetensors"
+    data = w / "parts"
+    return ["calibrate", checkpoint, "--data", data if data.exists() else w.parts(), "-o", w / "r.json", *more]
+
+
+def one_to_calibrate(w: World, array) -> list:
+    """Calibration images of one kind, beside the usual training images."""
+    w.parts()
+    w.image("parts/calibration/good/a.png", array)
+    return calibrate(w)
+
+
+def dead(weights) -> None:
+    """The latent is 0 whatever the image."""
+    for key in weights:
+        if key.startswith("latent_down.") and key.endswith((".weight", ".bias")):
+            weights[key].zero_()
+
+
+def recipe(w: World, text: str) -> list:
+    return calibrate(w, "--recipe", w.file("r.yaml", text.encode()))
+
+
 def in_good(w: World, path: Path) -> list:
     (w / "good").mkdir(exist_ok=True)
     path.rename(w / "good" / path.name)
@@ -643,6 +667,47 @@ TABLE = {
         "e.pt",
         "",
     ),
+    # calibration
+    "calibration recipe unknown": (
+        lambda w: calibrate(w, "--recipe", "entropi"),
+        "no calibration recipe",
+        "did you mean",
+    ),
+    "calibration recipe missing": (lambda w: calibrate(w, "--recipe", w / "r.yaml"), "cannot be read", "No such file"),
+    "calibration recipe not YAML": (lambda w: recipe(w, "algorithm: ["), "not YAML", "line"),
+    "calibration recipe of an unknown algorithm": (lambda w: recipe(w, "algorithm: mimax"), "'mimax'", "'minmax'?"),
+    "calibration recipe with an unknown key": (
+        lambda w: recipe(w, "algorithm: phi\npatchs: 3"),
+        "unknown setting patchs",
+        "did you mean 'patches'?",
+    ),
+    "calibration recipe that keeps an unknown layer": (
+        lambda w: recipe(w, "algorithm: minmax\nkeep: {decoder.last: coarse}"),
+        "no layer 'decoder.last'",
+        "layers are",
+    ),
+    "too few calibration images": (
+        lambda w: one_to_calibrate(w, pixels(32, 32)),
+        "1 calibration patches of 1 images are too few",
+        "add good images",
+    ),
+    "calibration image smaller than a patch": (lambda w: one_to_calibrate(w, pixels(20, 48)), "20x48", "padding"),
+    "calibration image of another depth": (
+        lambda w: one_to_calibrate(w, pixels(dtype=np.uint16)),
+        "uint16",
+        "convert them",
+    ),
+    "calibration image of floats": (
+        lambda w: w.parts() and w.image("parts/calibration/good/a.npy", np.ones((48, 48), np.float32)) and calibrate(w),
+        "float32",
+        "convert",
+    ),
+    "calibration of an activation that is 0": (
+        lambda w: calibrate(w, change=dead),
+        "is 0 on all calibration images",
+        "keep latent_up.0 in higher precision",
+    ),
+    "range table over a folder": (lambda w: [*calibrate(w), "-o", w.folder], "cannot be written", "another folder"),
     # the machine
     "native library missing": (without_library, "cannot be loaded", "build it with"),
     "backend missing": (without_backend, "libgrd_backend_openvino.so", ""),

@@ -12,6 +12,8 @@ import onnx
 import pytest
 
 from grd_edge.checkpoint import write_checkpoint
+from grd_edge.files import sha256_hex
+from grd_edge.ranges import check_fresh, read_table
 
 VERBS = ("demo", "validate-config", "train", "calibrate", "recalibrate", "build", "eval", "infer", "inspect", "doctor")
 GRD_EDGE = str(Path(sys.executable).parent / "grd-edge")
@@ -79,11 +81,24 @@ def test_build_onnx_and_calibrate(trained, parts):
     run("build", "onnx", trained / "c.safetensors", "-o", trained / "m.onnx")
     assert (trained / "m.onnx").stat().st_size > 1000
     run("calibrate", trained / "c.safetensors", "--data", parts, "-o", trained / "ranges.json")
-    table = json.loads((trained / "ranges.json").read_text())
-    low, high = table["ranges"]["x"]
-    assert 0 <= low < high <= 1
-    assert all(low <= high for low, high in table["ranges"].values())
-    assert table["patches"] == 5 * 9  # five images of 48 px, patches of 32 px at stride 12: 3 x 3 each
+    table = read_table(trained / "ranges.json")
+    check_fresh(table, sha256_hex((trained / "m.onnx").read_bytes()))
+    assert table.recipe == "default" and all(low < high for low, high in table.ranges.values())
+    assert table.patches == 5 * 9  # five images of 48 px, patches of 32 px at stride 12: 3 x 3 each
+    (trained / "mine.yaml").write_text("algorithm: phi\npatches: 2\nkeep: {decoder.out: a test}")
+    command = (
+        "calibrate",
+        trained / "c.safetensors",
+        "--data",
+        parts,
+        "--recipe",
+        trained / "mine.yaml",
+        "--images",
+        3,
+    )
+    found = json.loads(run(*command, "-o", trained / "phi.json", "--json").stdout)
+    assert (found["algorithm"], found["images"], found["patches"]) == ("phi", 3, 27)
+    assert read_table(trained / "phi.json").keep == {"decoder.out": "a test"}
 
 
 def test_build_int8(trained, tmp_path):
