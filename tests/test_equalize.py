@@ -80,6 +80,13 @@ def test_peaks_come_together(model):
         assert levelled <= 2 + 1e-5  # a power of two at most from even
 
 
+def test_few_extreme_patches_set_no_peak(model):
+    mixed = np.concatenate([PATCHES[:8] / 100, PATCHES[8:]])
+    usual = [channel_peaks(model, [patch[None]]) for patch in mixed[:8]]
+    for tensor, peaks in channel_peaks(model, [mixed[:4], mixed[4:]]).items():
+        assert np.all(peaks <= np.max([each[tensor] for each in usual], axis=0))
+
+
 def test_quantization_errs_less(model):
     def error(some):
         tensors = [name for name in dict.fromkeys(layer.tensor for layer in layers_of(some)) if name != "x"]
