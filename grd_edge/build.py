@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import onnx
 
 from grd_edge import bundle as bundles
 from grd_edge.bundle import Bundle
@@ -27,10 +28,11 @@ from grd_edge.engine.onnxruntime import OnnxRuntimeEngine
 from grd_edge.errors import CheckFailedError, InputError
 from grd_edge.export import check_reconstruction, onnx_from_checkpoint
 from grd_edge.files import sha256_hex
+from grd_edge.graph import forms, in_form, quantized_before_moves
 from grd_edge.patches import prepare_frame, working_size
 from grd_edge.precision import Choice, only_fp32
-from grd_edge.quantize import Style, qdq_from_onnx
-from grd_edge.ranges import RangeTable
+from grd_edge.quantize import Style, quantized
+from grd_edge.ranges import RangeTable, check_fresh
 from grd_edge.recipes import Recipe
 from grd_edge.regions import Regions, pgm_from_mask
 from grd_edge.runtime import Inspector
@@ -38,6 +40,7 @@ from grd_edge.shipped import PER_IMAGE, is_other_mask, opened_bundle, seen_ids, 
 from grd_edge.thresholds import Objective, checked_alpha, checked_objective, fit_good_only, fit_labelled
 
 TARGETS = ("cpu",)
+STYLE_FORMS = {"openvino": "transposed+blocked", "onnxruntime": "conv2x2"}
 RANDOM_PATCHES = 4
 SEEN_IMAGES = 10_000  # of a fit: their ids take 0.2 of the 1 MiB that decision.json may have
 
@@ -105,7 +108,8 @@ class Int8Model(NamedTuple):
 
 
 def int8_from_onnx(model: bytes, table: RangeTable, *, style: Style, keep: Collection[str] = ()) -> Int8Model:
-    """As `qdq_from_onnx`, run by ONNX Runtime beside the FP32 model before it is returned.
+    """As `qdq_from_onnx`, in the form that its engine runs fastest (docs/design/precision.md), and run by ONNX Runtime
+    beside the FP32 model before it is returned.
 
     The patches are seeded noise: the differences tell that the model computes, not how well it decides.
 
@@ -114,7 +118,13 @@ def int8_from_onnx(model: bytes, table: RangeTable, *, style: Style, keep: Colle
         EngineError: ONNX Runtime refuses the model.
         CheckFailedError: a reconstruction is not finite.
     """
-    data = qdq_from_onnx(model, table, style=style, keep=keep)
+    check_fresh(table, sha256_hex(model))
+    parsed = onnx.load_from_string(model)
+    form = STYLE_FORMS.get(style)
+    if form in forms(parsed):
+        parsed = in_form(parsed, form)
+    written = quantized_before_moves(quantized(parsed, table, style=style, keep=keep))
+    data = written.SerializeToString(deterministic=True)
     engine, reference = OnnxRuntimeEngine(data), OnnxRuntimeEngine(model)
     x = np.random.default_rng(0).random((RANDOM_PATCHES, *reference.patch_shape), np.float32)
     difference = np.abs(engine.reconstruct(x) - reference.reconstruct(x))

@@ -15,6 +15,7 @@ import numpy as np
 from grd_edge.bench.baselines import race_scores
 from grd_edge.bench.timer import Timing, interleaved, speedup
 from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle, roi_of_dataset
+from grd_edge.bundle import MODEL
 from grd_edge.checkpoint import write_checkpoint
 from grd_edge.config import Config, load_config
 from grd_edge.data.dataset import Dataset, Sample
@@ -26,10 +27,13 @@ from grd_edge.files import write_atomically
 from grd_edge.kernels import active_variant
 from grd_edge.machine import cpu_name
 from grd_edge.parity import parity_of
+from grd_edge.precision import Request
 from grd_edge.products import ProductRule
 from grd_edge.report.contact_sheet import Panel, write_contact_sheet
 from grd_edge.runtime import Inspector
 from grd_edge.scored import scored_from_samples
+from grd_edge.search import Watcher as SearchWatcher
+from grd_edge.search import choice_of_checkpoint
 from grd_edge.train import Progress, checkpoint_from_dataset, untrained_checkpoint
 
 # Solar cells come aligned, with busbars in a few places: turning or mirroring them only multiplies the layouts that
@@ -67,9 +71,14 @@ def demo_config(*, train_seconds: float, seed: int = 0, settings: Sequence[str] 
     )
 
 
-def run_demo(dataset: Dataset, config: Config, out: Path, watch: Watcher = Watcher()) -> dict[str, Any]:
+def run_demo(
+    dataset: Dataset, config: Config, out: Path, watch: Watcher = Watcher(), *, precision: Request = "auto"
+) -> dict[str, Any]:
     """Runs the whole way on `dataset` and writes `checkpoint.safetensors`, `<name>.grdb`, `contact_sheet.png` and
     `summary.json` into `out`.
+
+    Args:
+        precision: of the bundle, as `build bundle` takes it.
 
     Returns:
         The content of summary.json.
@@ -81,7 +90,15 @@ def run_demo(dataset: Dataset, config: Config, out: Path, watch: Watcher = Watch
 
     watch.stage("exporting and building the cpu bundle")
     path = out / f"{dataset.name}.grdb"
-    bundle_from_checkpoint(checkpoint, path, name=dataset.name, roi=roi_of_dataset(dataset))
+    bundle_from_checkpoint(
+        checkpoint,
+        path,
+        name=dataset.name,
+        roi=roi_of_dataset(dataset),
+        choose=lambda model: choice_of_checkpoint(
+            checkpoint, dataset.train, model, MODEL, request=precision, watch=SearchWatcher(watch.stage)
+        ),
+    )
     watch.stage(f"fitting the threshold on {len(dataset.calibration)} calibration images")
     bundle = recalibrated_bundle(
         path,
@@ -120,6 +137,7 @@ def run_demo(dataset: Dataset, config: Config, out: Path, watch: Watcher = Watch
         **metrics,
         **gain_from_scored(scored["engine"], scored["untrained"]),
         **parity,
+        "precision": bundle.manifest["precision"],
         "threshold": bundle.threshold,
         "threshold_fit": _without_ids(bundle.decision["fit"]),
         "p50_ms": frames["engine"].p50_ms,

@@ -8,14 +8,12 @@ range, arXiv 1902.08153, section 2.1.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from grd_edge.errors import InputError
 from grd_edge.models.blocks import CenteredLinear, Decoder, ResidualBlock
 from grd_edge.models.generator import Reconstructor
 from grd_edge.quantize import Layer
@@ -69,21 +67,6 @@ class ActivationGrid(nn.Module):
         return _rounded(x, self.top / LEVELS, -LEVELS - 1, LEVELS)
 
 
-class RangeWatcher(nn.Module):
-    """Stands in for a grid: changes nothing and keeps minimum and maximum of what passes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.low, self.high = math.inf, -math.inf
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        low, high = (value.item() for value in torch.aminmax(x))
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise InputError("an activation is not finite on the calibration images; check the images and the model")
-        self.low, self.high = min(low, self.low), max(high, self.high)
-        return x
-
-
 class FoldedLayer(nn.Module):
     """A weighted layer with its BatchNorm or centering folded in at every pass, and rounded where it has a grid.
 
@@ -118,11 +101,12 @@ class FoldedLayer(nn.Module):
         weight, bias = self.folded()
         others = [axis for axis in range(weight.ndim) if axis != self.axis]
         scales = weight.detach().abs().amax(others, keepdim=True) / LEVELS
-        return _rounded(weight, torch.where(scales == 0, 1.0, scales), -LEVELS, LEVELS), bias
+        scales = torch.where(scales < torch.finfo(scales.dtype).tiny, 1.0, scales)
+        return _rounded(weight, scales, -LEVELS, LEVELS), bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         layer = self.layer
-        weight, bias = self.folded() if isinstance(self.grid, RangeWatcher | None) else self.rounded()
+        weight, bias = self.folded() if self.grid is None else self.rounded()
         x = x if self.grid is None else self.grid(x)
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, bias)
@@ -145,24 +129,6 @@ def grids_of_layers(layers: Iterable[Layer], ranges: Mapping[str, tuple[float, f
             of_tensor[layer.tensor] = ActivationGrid(*ranges[layer.name])
         grids[layer.name] = of_tensor[layer.tensor]
     return grids
-
-
-@torch.no_grad()
-def ranges_of_layers(
-    net: Reconstructor, layers: Sequence[Layer], batches: Iterable[torch.Tensor]
-) -> dict[str, tuple[float, float]]:
-    """Minimum and maximum of what each layer takes, in float32, over batches (N, C, H, W).
-
-    Raises:
-        InputError: no batches, or NaN or Inf in an activation.
-    """
-    of_tensor = {layer.tensor: RangeWatcher() for layer in layers}
-    watched = fake_quantized(net, {layer.name: of_tensor[layer.tensor] for layer in layers})
-    for batch in batches:
-        watched(batch)
-    if not all(math.isfinite(watcher.low) for watcher in of_tensor.values()):
-        raise InputError("there are no calibration patches; give a folder with good images")
-    return {layer.name: (of_tensor[layer.tensor].low, of_tensor[layer.tensor].high) for layer in layers}
 
 
 def fake_quantized(net: Reconstructor, grids: Mapping[str, nn.Module]) -> Reconstructor:

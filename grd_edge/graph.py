@@ -30,7 +30,9 @@ _ACTIVATIONS = ("LeakyRelu", "Relu")
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 OPSET = 13  # the first whose operators are known to mean what is written here
 QDQ_HALF_OPSET = 19  # the first whose Q/DQ take FP16
-HALF = np.finfo(np.float16)
+HALF_MAX = float(np.finfo(np.float16).max)
+# Below it the rounding of a scale to FP16 moves the ends of its grid by more than a quarter of a step of 127.
+HALF_LEAST_SCALE = 2.0**-16
 # Operators whose floats have the type that an attribute names, and inputs (slots) that are FP32 by definition.
 _TYPED_BY_ATTRIBUTE = ("Cast", "Constant", "ConstantOfShape")
 _ALWAYS_FP32 = {"Resize": (2,)}
@@ -359,8 +361,8 @@ def half_precision(
 ) -> onnx.ModelProto:
     """The model in FP16, as strongly typed builders take it: FP32 at its input and output, with a Cast at each.
 
-    Of a Q/DQ model the scales become FP16, too, which moves a grid by at most 2^-11; a scale below FP16's normal
-    numbers stays FP32.
+    Of a Q/DQ model the scales become FP16, too, which changes most of them by less than 2^-11; those below 2^-16 stay
+    FP32, as FP16 is too coarse there.
 
     Args:
         model: FP32 model, or one with Q/DQ as `grd_edge.quantize` writes them.
@@ -393,7 +395,7 @@ def half_precision(
 
 def _has_tiny_scale(graph: _Rewrite, node: onnx.NodeProto) -> bool:
     scale = graph.constant(node, 1)
-    return scale is not None and bool((scale < HALF.smallest_normal).any())
+    return scale is not None and bool((scale < HALF_LEAST_SCALE).any())
 
 
 def _layer_name(graph: _Rewrite, node: onnx.NodeProto) -> str:
@@ -456,10 +458,10 @@ def _cast(source: str, target: str, to_half: bool) -> onnx.NodeProto:
 
 def _as_half(name: str, values: np.ndarray) -> np.ndarray:
     top = np.abs(values).max(initial=0)
-    if not top <= HALF.max:
+    if not top <= HALF_MAX:
         layer = name.rpartition(".")[0] or name
         raise InputError(
-            f"layer {layer!r} holds {top:g} in {name!r}, and FP16 ends at {HALF.max:g}; keep {layer!r} in FP32"
+            f"layer {layer!r} holds {top:g} in {name!r}, and FP16 ends at {HALF_MAX:g}; keep {layer!r} in FP32"
         )
     return values.astype(np.float16)
 

@@ -60,6 +60,8 @@ def rank_correlation(ours: np.ndarray, theirs: np.ndarray) -> tuple[float | None
     if len(a) < 2 or (a == a[0]).all() or (b == b[0]).all():
         return None, None
     ranks = [stats.rankdata(values) for values in (a, b)]
+    if np.array_equal(*ranks):
+        return 1.0, 1.0  # which rounding would miss
     return float(np.corrcoef(*ranks)[0, 1].clip(-1, 1)), float(stats.kendalltau(*ranks).statistic)
 
 
@@ -205,16 +207,17 @@ def refitted(engine: Scored, reference: Scored, rule: ProductRule, *, alpha: flo
     """Thresholds of both on calibration images: `fit_good_only` with the rule's k and the regions of the patches.
 
     Raises:
-        InputError: as `fit_good_only`.
+        InputError: as `fit_good_only`, or a region that no calibration image has a patch in.
     """
 
     def fit(scored: Scored) -> ThresholdFit:
-        return fit_good_only(
-            _by_product(scored, rule.deciding),
-            alpha=alpha,
-            k=rule.k,
-            regions=_by_product(scored, lambda inspection: inspection.regions),
-        )
+        regions = _by_product(scored, lambda inspection: inspection.regions)
+        found = fit_good_only(_by_product(scored, rule.deciding), alpha=alpha, k=rule.k, regions=regions)
+        if rule.thresholds and len(found.thresholds) != len(rule.thresholds):
+            raise InputError(
+                f"the calibration images have patches in {len(found.thresholds)} of {len(rule.thresholds)} regions"
+            )
+        return found
 
     return Refit(fit(engine), fit(reference))
 

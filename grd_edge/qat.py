@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import torch
 
+from grd_edge.build import ranges_from_checkpoint
 from grd_edge.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from grd_edge.config import Config, overlaid_config
 from grd_edge.data.check import check_dataset
@@ -24,7 +25,7 @@ from grd_edge.data.frames import BatchLoader, FrameStore, grid_from_config, read
 from grd_edge.data.images import file_sha256
 from grd_edge.errors import CheckpointError, ConfigError, DivergedError, InputError
 from grd_edge.export import onnx_from_checkpoint
-from grd_edge.fake_quant import ActivationGrid, fake_quantized, grids_of_layers, ranges_of_layers
+from grd_edge.fake_quant import ActivationGrid, fake_quantized, grids_of_layers
 from grd_edge.files import sha256_hex
 from grd_edge.heap import keep_heap
 from grd_edge.losses import contextual_loss, reconstruction_terms, weighted_sum
@@ -32,6 +33,7 @@ from grd_edge.models.generator import Reconstructor
 from grd_edge.processes import fabric_from_config
 from grd_edge.quantize import Layer, Style, layers_of, quantized_layers
 from grd_edge.ranges import IMAGE, RangeTable, check_fresh
+from grd_edge.recipes import load_recipe
 from grd_edge.run_folder import check_output, run_folder_of
 from grd_edge.score import score_patches_torch, ssim_distance_map
 from grd_edge.train import SEEN_IMAGES, Progress, Watcher, steps_within
@@ -40,6 +42,7 @@ from grd_edge.training_state import fast_layout, learning_rate, perturbed_batch
 STEPS = 200  # where neither steps nor seconds are asked for
 MEASURED_PATCHES = 256  # of the calibration images, on which before and after are compared
 BATCH = 8  # patches a pass without gradients
+STYLE: Style = "openvino"  # quantizes most layers, and nothing but what all styles quantize: inputs and weights
 SILENT = Watcher()
 
 
@@ -112,8 +115,7 @@ class _FineTuning:
         x_hat = self.student(noisy)
         terms = {"distillation": (qat.distillation, contextual_loss(target, x_hat, config.loss))}
         if qat.score:
-            distances = (ssim_distance_map(noisy, each).mean((1, 2, 3)) for each in (target, x_hat))
-            of_target, of_student = distances
+            of_target, of_student = (ssim_distance_map(noisy, each).mean((1, 2, 3)) for each in (target, x_hat))
             terms["score"] = qat.score, (of_student - of_target).abs().mean()
         if qat.reconstruction:
             own = weighted_sum(reconstruction_terms(x, perturbed, x_hat, config.loss), config.loss)
@@ -134,10 +136,6 @@ class _FineTuning:
         self.adam.step()
         return {"total": total.item(), **{name: value.item() for name, (_, value) in terms.items()}}
 
-    def tensors(self) -> list[torch.Tensor]:
-        """Everything that a step changes besides the optimizer."""
-        return [*self.net.parameters(), *self.growths]
-
     @torch.no_grad()
     def phi(self, net: torch.nn.Module, patches: np.ndarray) -> np.ndarray:
         """phi of patches (N, C, H, W) as `net` reconstructs them."""
@@ -154,20 +152,19 @@ def checkpoint_from_qat(
     config: Config,
     *,
     table: RangeTable | None = None,
-    style: Style = "openvino",
     keep: Collection[str] = (),
     teacher_sha256: str = "",
     watch: Watcher = SILENT,
 ) -> Checkpoint:
-    """Fine-tunes `teacher` on the good images of `dataset.train` for the INT8 form of a style.
+    """Fine-tunes `teacher` on the good images of `dataset.train` for its INT8 form.
 
     The same seed and number of steps give the same weights and ranges on the same machine with the same number of
     threads; a time budget becomes a step count once.
 
     Args:
         config: of `qat_config`.
-        table: ranges of the teacher's exported model to start from, and what its recipe keeps; None: minimum and
-            maximum on `dataset.calibration`.
+        table: ranges of the teacher's exported model to start from, and what its recipe keeps; None: that of
+            the default recipe on `dataset.calibration`.
         keep: layers, or patterns of them, that stay in float32 besides.
         teacher_sha256: of the teacher's file.
 
@@ -185,20 +182,18 @@ def checkpoint_from_qat(
     fabric = fabric_from_config(config)
     model = onnx_from_checkpoint(teacher)
     kept = {**(table.keep if table else {}), **dict.fromkeys(keep, "kept by the fine-tuning")}
-    layers = quantized_layers(onnx.load_from_string(model), style, kept)
+    layers = quantized_layers(onnx.load_from_string(model), STYLE, kept)
     if not layers:
         raise InputError("no layer is left to quantize, so there is nothing to fine-tune; keep fewer layers")
-    state = _FineTuning(teacher, config, layers, fabric.device)
-    if table:
-        check_fresh(table, sha256_hex(model))
-        start = {layer.name: table.ranges.get(layer.tensor, (0.0, 0.0)) for layer in layers}
-        measured = _measured_patches(dataset.calibration, config)
-    else:
-        table, start = _calibrated(state, model, dataset, config)
-        measured = _measured_patches(dataset.calibration, config)
+    if table is None:
+        table = ranges_from_checkpoint(teacher, model, dataset.calibration, recipe=load_recipe())
+    check_fresh(table, sha256_hex(model))
     for layer in layers:
         table.grid(layer.tensor)  # refuses what has no range
+    start = {layer.name: table.ranges[layer.tensor] for layer in layers if layer.tensor != IMAGE}
+    state = _FineTuning(teacher, config, layers, fabric.device)
     state.quantize(start)
+    measured = _measured_patches(dataset.calibration, config)
     expected = state.phi(state.teacher, measured)
     before = _error(state.phi(state.student, measured), expected)
 
@@ -220,7 +215,7 @@ def checkpoint_from_qat(
         "dataset": dataset.name,
         "manifest_sha256": dataset.manifest_sha256(),
         "train_images": len(dataset.train),
-        "style": style,
+        "style": STYLE,
         "keep": kept,
         "start": {name: getattr(table, name) for name in ("algorithm", "images_sha256", "images", "patches", "recipe")},
         "steps": steps,
@@ -252,28 +247,6 @@ def _steps_within(
             value.copy_(old)
     state.quantize(start)
     return steps
-
-
-def _calibrated(
-    state: _FineTuning, model: bytes, dataset: Dataset, config: Config
-) -> tuple[RangeTable, dict[str, tuple[float, float]]]:
-    """Table of minimum and maximum on the calibration images, and the same by layer."""
-    grid, count = grid_from_config(config), 0
-
-    def batches():
-        nonlocal count
-        for sample in dataset.calibration:
-            patches = grid.cut(read_frame(sample, config))
-            for first in range(0, len(patches), BATCH):
-                x = patches[first : first + BATCH]
-                count += len(x)
-                yield torch.from_numpy(x).to(state.device)
-
-    ranges = ranges_of_layers(state.net, state.layers, batches())
-    of_tensor = {layer.tensor: ranges[layer.name] for layer in state.layers}
-    identity = dataset.manifest_sha256()
-    table = RangeTable("minmax", sha256_hex(model), identity, len(dataset.calibration), count, of_tensor)
-    return table, ranges
 
 
 def _measured_patches(samples: Sequence[Sample], config: Config) -> np.ndarray:
@@ -310,8 +283,10 @@ def qat_run(
     check_output(output)
     teacher = read_checkpoint(checkpoint)
     run = run_folder_of(output)
-    if (output.exists() and output.samefile(checkpoint)) or (run / "last.safetensors").exists():
-        raise InputError(f"{output} is the result of another training; choose another --output")
+    if output.exists() and output.samefile(checkpoint):
+        raise InputError(f"{output} is the checkpoint itself; choose another --output")
+    if (run / "last.safetensors").exists():
+        raise InputError(f"{output} is the result of the training in {run}; choose another --output")
     if output.exists() and not overwrite:
         raise InputError(f"{output} is there already; replace it with --overwrite, or choose another --output")
     result = checkpoint_from_qat(teacher, dataset, config, teacher_sha256=file_sha256(checkpoint), **options)

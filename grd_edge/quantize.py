@@ -26,6 +26,7 @@ Style = Literal["openvino", "onnxruntime", "tensorrt"]
 CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
 LEAST_OPSET = 13  # the first with scales per channel
 BIAS_LEVELS = 1 << 30
+TINY = float(np.finfo(np.float32).tiny)
 # Operators that hand values on as they are; Resize at most averages them.
 _HANDS_ON = ("DepthToSpace", "Flatten", "Identity", "Reshape", "Resize", "Slice", "Transpose")
 
@@ -239,13 +240,14 @@ def _result_grids(model: onnx.ModelProto, table: RangeTable, chosen: dict[int, L
     def known(tensor: str) -> tuple[float, float] | None:
         if tensor in table.ranges:
             return table.ranges[tensor]
-        for reader in readers.get(tensor, []):
-            found = known(reader.output[0]) if reader.op_type in (*_HANDS_ON, "Add", "LeakyRelu") else None
-            if found is None or reader.op_type != "LeakyRelu":
-                return found
-            slope = _attribute(reader, "alpha", 0.01)
-            return (min(found[0], 0) / slope, found[1]) if slope > 0 else None
-        return None
+        reader = next(iter(readers.get(tensor, [])), None)
+        if reader is None or reader.op_type not in (*_HANDS_ON, "Add", "LeakyRelu"):
+            return None
+        found = known(reader.output[0])
+        if found is None or reader.op_type != "LeakyRelu":
+            return found
+        slope = _attribute(reader, "alpha", 0.01)
+        return (min(found[0], 0) / slope, found[1]) if slope > 0 else None
 
     ranges = {}
     # From the end: the branches of an add are quantized only where their sum is.
@@ -294,18 +296,21 @@ class _Writer:
             axis = 1
         weight = numpy_helper.to_array(self.stored[node.input[1]])
         bias = self._bias(node) if self.rules.results else None
-        if (reason := _unsupported(node, weight)) is not None:
+        if (reason := _unsupported(node, weight, bias, axis)) is not None:
             raise InputError(f"{_called(node)} {reason}; keep {_layer_name(node)} in higher precision")
-        codes, scales = weight_codes(weight, axis, 0 if bias is None else np.abs(bias) / (BIAS_LEVELS * grid.scale))
+        least = 0 if bias is None else np.maximum(np.abs(bias) / BIAS_LEVELS, TINY) / grid.scale
+        codes, scales = weight_codes(weight, axis, least)
         self._stored_as(node, 1, codes, scales, axis)
         if bias is not None:
             products = (scales * np.float32(grid.scale)).astype(np.float32)
             self._stored_as(node, 2, np.rint(bias / products).astype(np.int32), products, 0)
 
     def _bias(self, node: onnx.NodeProto) -> np.ndarray | None:
-        """The bias in float64, (channels,)."""
+        """The bias in float64; empty when it is computed, None when there is none."""
         name = node.input[2] if len(node.input) > 2 else ""
-        return numpy_helper.to_array(self.stored[name]).astype(np.float64) if name else None
+        if name in self.stored:
+            return numpy_helper.to_array(self.stored[name]).astype(np.float64)
+        return np.empty(0) if name else None
 
     def _stored_as(self, node: onnx.NodeProto, slot: int, codes: np.ndarray, scales: np.ndarray, axis: int) -> None:
         name = node.input[slot]
@@ -347,7 +352,7 @@ class _Writer:
         return result
 
 
-def _unsupported(node: onnx.NodeProto, weight: np.ndarray) -> str | None:
+def _unsupported(node: onnx.NodeProto, weight: np.ndarray, bias: np.ndarray | None, axis: int) -> str | None:
     """Why a weighted node cannot be quantized."""
     if weight.dtype != np.float32:
         return f"has weights of type {weight.dtype}, expected float32"
@@ -359,6 +364,8 @@ def _unsupported(node: onnx.NodeProto, weight: np.ndarray) -> str | None:
         _attribute(node, "transA", 0) or _attribute(node, "alpha", 1.0) != 1 or _attribute(node, "beta", 1.0) != 1
     ):
         return "transposes its input or scales its terms"
+    if bias is not None and bias.shape != (weight.shape[axis],):
+        return "has a bias that is not stored as one value per channel"
     return None
 
 
@@ -374,7 +381,7 @@ def weight_codes(weight: np.ndarray, axis: int, least: np.ndarray | float = 0) -
     """
     others = tuple(i for i in range(weight.ndim) if i != axis)
     scales = np.maximum(np.abs(weight).max(others) / LEVELS, least).astype(np.float32)
-    scales[scales == 0] = 1  # a channel without weights is 0 on any grid
+    scales[scales < TINY] = 1  # a channel without weights is 0 on any grid
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
     codes = np.rint(weight / scales.reshape(shape)).clip(-LEVELS, LEVELS)
     return codes.astype(np.int8), scales

@@ -136,7 +136,8 @@ def choice_from_samples(
                 raise
             tried.append(Tried(Candidate("int8", b"", MODEL), lost=f"it cannot be calibrated: {error}"))
     if table:
-        tried += _int8(bench, table, budget, with_bf16=bool(bf16 and not bf16.lost), watch=watch)
+        with_bf16 = bool(bf16 and not bf16.lost)
+        tried += _int8(bench, table, budget, asked=request == "int8", with_bf16=with_bf16, watch=watch)
     if request != "auto" and all(each.lost for each in tried):
         raise EngineError(f"{request} was asked for, but {tried[0].lost}; build with --precision auto")
     ready = [each for each in tried if not each.lost]
@@ -160,9 +161,11 @@ def _bf16(bench: Bench, watch: Watcher) -> Tried:
         return unable(candidate, error)
 
 
-def _int8(bench: Bench, table: RangeTable, budget: Budget, *, with_bf16: bool, watch: Watcher) -> list[Tried]:
+def _int8(
+    bench: Bench, table: RangeTable, budget: Budget, *, asked: bool, with_bf16: bool, watch: Watcher
+) -> list[Tried]:
     """INT8 in the form that is fastest here; where that is outside the budget, with the fewest layers in higher
-    precision that is inside."""
+    precision that is inside. Unless it is `asked` for, nothing more is measured of an INT8 that is not faster."""
     model = onnx.load_from_string(bench.fp32.model)
     watch.stage("timing the forms of INT8 in turn")
     wholes = [_candidate(model, table, form) for form in forms(model)]
@@ -172,7 +175,7 @@ def _int8(bench: Bench, table: RangeTable, budget: Budget, *, with_bf16: bool, w
         return [unable(wholes[0], error)]
     raced = sorted(map(Tried, wholes, [None] * len(wholes), speeds), key=lambda each: -each.speed.speedup)
     fastest, others = raced[0], [_lost_to(raced[0], each) for each in raced[1:]]
-    if not fastest.speed.faster:
+    if not (fastest.speed.faster or asked):
         return [replace(fastest, lost=f"not faster: {fastest.speed.speedup:.2f} times fp32's speed"), *others]
     watch.stage("scoring int8")
     tried = [replace(fastest, accuracy=bench.accuracy(fastest.candidate)), *others]

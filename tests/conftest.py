@@ -70,3 +70,20 @@ def parts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
     write_synthetic_parts(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def masked(parts, tmp_path_factory):
+    """Synthetic parts whose spots have masks, but for the last two."""
+    import shutil
+
+    import cv2
+
+    folder = shutil.copytree(parts, tmp_path_factory.mktemp("masked") / "parts")
+    truth = folder / "ground_truth" / "spot"
+    truth.mkdir(parents=True)
+    for path in sorted((folder / "test" / "spot").iterdir())[:-2]:
+        mask = np.uint8(255) * (cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) < 30)
+        assert mask.any()
+        cv2.imwrite(str(truth / f"{path.stem}_mask.png"), mask)
+    return folder

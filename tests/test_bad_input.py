@@ -115,6 +115,13 @@ def pixels(*shape, dtype=np.uint8, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape or (48, 48)).astype(dtype)
 
 
+def without_configuration(w: World) -> Path:
+    """A bundle that does not say how its network was configured; its thresholds would be another's."""
+    bundle = w.manifest(lambda manifest: manifest["provenance"].pop("config"))
+    (bundle / "decision.json").unlink()
+    return bundle
+
+
 def tiff_of_two_pages(w: World) -> Path:
     path = w / "pages.tiff"
     assert cv2.imwritemulti(str(path), [pixels(), pixels(seed=1)])
@@ -576,6 +583,39 @@ TABLE = {
         ],
         "patch",
         "",
+    ),
+    "comparison with what there is not": (
+        lambda w: ["eval", w.stock / "part.grdb", "--data", w.parts(), "--against", "onnxrutime"],
+        "nothing called 'onnxrutime'",
+        "did you mean 'onnxruntime'? choose torch",
+    ),
+    "comparison with an engine to come": (
+        lambda w: ["eval", w.stock / "part.grdb", "--data", w.parts(), "--against", "tensorrt"],
+        "TensorRT engine is not written yet",
+        "compare with torch",
+    ),
+    "comparison with a precision the bundle lacks": (
+        lambda w: ["eval", w.stock / "part.grdb", "--data", w.parts(), "--against", "native:int8"],
+        "no cpu engine of precision 'int8'",
+        "it has fp32",
+    ),
+    "evaluation of a precision the bundle lacks": (
+        lambda w: ["eval", w.stock / "part.grdb", "--data", w.parts(), "--precision", "bf16"],
+        "no cpu engine of precision 'bf16'",
+        "it has fp32",
+    ),
+    "comparison of a bundle that does not say its network": (
+        lambda w: [
+            "eval",
+            without_configuration(w),
+            "--data",
+            w.parts(),
+            "--against",
+            "torch",
+            "--no-untrained",
+        ],
+        "does not hold the configuration of its model",
+        "give its checkpoint",
     ),
     "a run that is there": (
         lambda w: w.train(damaged_run(w)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,32 +17,13 @@ from grd_edge.cli.common import plain
 from grd_edge.config import GeometryConfig
 from grd_edge.data.dataset import Sample, content_ids, dataset_from_folder
 from grd_edge.errors import BundleError, CheckpointError, InputError
-from grd_edge.evaluate import (
-    COLUMNS,
-    evaluated_bundle,
-    metrics_from_scored,
-    rows_from_scored,
-    scored_from_samples,
-    untrained_inspector,
-)
+from grd_edge.evaluate import evaluated_bundle, metrics_from_scored, untrained_inspector
 from grd_edge.metrics import auroc
 from grd_edge.pixel_metrics import PixelScores
 from grd_edge.products import ProductRule
 from grd_edge.regions import scaled_mask
 from grd_edge.runtime import Inspector
-
-
-@pytest.fixture(scope="module")
-def masked(parts, tmp_path_factory):
-    """Synthetic parts whose spots have masks, but for the last two."""
-    folder = shutil.copytree(parts, tmp_path_factory.mktemp("masked") / "parts")
-    truth = folder / "ground_truth" / "spot"
-    truth.mkdir(parents=True)
-    for path in sorted((folder / "test" / "spot").iterdir())[:-2]:
-        mask = np.uint8(255) * (cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) < 30)
-        assert mask.any()
-        cv2.imwrite(str(truth / f"{path.stem}_mask.png"), mask)
-    return folder
+from grd_edge.scored import COLUMNS, rows_from_scored, scored_from_samples
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +32,7 @@ def evaluated(tiny_bundle_files, masked):
 
 
 def test_everything_is_measured_and_is_json(evaluated):
-    result, scored = evaluated
+    result, scored, _ = evaluated
     assert (result["images"], result["defective"], len(scored.products)) == (24, 12, 24)
     for name in ("image_auroc", "image_ap", "balanced_accuracy", "false_reject_rate", "escape_rate", "auroc_gain"):
         low, high = result[f"{name}_ci95"]
@@ -193,7 +173,7 @@ def test_products_count_the_patches_of_all_their_images(tiny_bundle, parts):
     scores = np.sort([inspection.phi.max() for inspection in single.inspections])
     regions = [{"name": "frame", "threshold": float(scores[len(scores) // 2])}]
     write_decision(tiny_bundle, {"regions": regions, "k": 3, "run_agreement": 0.7, "fit": {"method": "test"}})
-    result, scored = evaluated_bundle(tiny_bundle, samples, untrained=False)
+    result, scored, _ = evaluated_bundle(tiny_bundle, samples, untrained=False)
     assert (result["images"], result["products"], result["products_defective"]) == (24, 6, 3)
     for index, (product, label) in enumerate(zip(scored.products, scored.labels, strict=True)):
         images = scored.inspections[4 * index : 4 * index + 4]
@@ -252,7 +232,7 @@ def with_threshold(path: Path, threshold: float, k: int) -> None:
 @pytest.mark.parametrize(("threshold", "escapes"), [(2.0, 3), (0.0, 0)])
 def test_escapes_are_products_where_no_image_decides_by_itself(tiny_bundle, parts, threshold, escapes):
     with_threshold(tiny_bundle, threshold, k=10)  # an image has 9 patches, a product 36
-    result, scored = evaluated_bundle(tiny_bundle, grouped(parts), untrained=False)
+    result, scored, _ = evaluated_bundle(tiny_bundle, grouped(parts), untrained=False)
     assert {inspection.decision for inspection in scored.inspections} == {"undecided"}
     assert result["kinds"]["spot"] | {"image_auroc": None} == {
         "images": 12,

@@ -18,6 +18,7 @@ PROMISED = {
     "auroc_reference",
     "phi_max_abs_diff",
     "decision_flips",
+    "precision",
     "images",
     "p50_ms",
     "p50_ms_reference",
@@ -41,7 +42,9 @@ def run(tmp_path_factory):
     )
     stages = []
     config = load_config(overrides=settings)
-    summary = run_demo(dataset_from_folder(folder), config, out, Watcher(stage=stages.append))
+    # FP32, which has to decide exactly as PyTorch does; tests/test_precision.py has the others.
+    watch = Watcher(stage=stages.append)
+    summary = run_demo(dataset_from_folder(folder), config, out, watch, precision="fp32")
     return folder, out, summary, stages
 
 

@@ -547,6 +547,21 @@ def computed(graph):
     graph.node[-1].input[1] = "w"
 
 
+def test_a_bias_that_is_not_one_value_per_channel_is_refused_where_it_is_quantized():
+    data = chain(
+        conv(4, 1), LEAKY, FLATTEN, ("Gemm", [np.ones((4096, 2), np.float32), np.ones(1, np.float32)], {}), LEAKY
+    )
+    model = onnx.load_from_string(data)
+    model.graph.node.append(helper.make_node("Gemm", ["x_hat", "square"], ["z"], "last"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 2), np.float32), "square"))
+    model.graph.output[0].name = "z"
+    data = model.SerializeToString()
+    table = wide_table(data, y1=(-1.0, 1.0), y2=(-1.0, 1.0), x_hat=(-1.0, 1.0))
+    with pytest.raises(InputError, match="bias that is not stored as one value per channel; keep l3"):
+        qdq_from_onnx(data, table, style="onnxruntime")
+    assert qdq_from_onnx(data, table, style="openvino")
+
+
 GROUPED = ("ConvTranspose", [np.ones((4, 2, 2, 2), np.float32)], {"group": 2, "strides": [2, 2]})
 UNSUPPORTED = {
     "opset 12, scales per channel need 13": lambda: chain(conv(1, 1), LEAKY, opset=12),

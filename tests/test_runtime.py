@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +87,92 @@ def test_missing_engines_and_backends_are_named(tiny_bundle, tmp_path, monkeypat
     monkeypatch.setattr("grd_edge._native.openvino_dir", lambda: str(tmp_path / "empty"))
     with pytest.raises(EngineError, match="libopenvino_c"):
         Inspector(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(tiny_bundle_files, tmp_path_factory):
+    """The tiny bundle with an INT8 engine beside the FP32 one."""
+    import onnx
+
+    from grd_edge.bundle import MODEL, read_bundle, write_bundle
+    from grd_edge.files import sha256_hex
+    from grd_edge.quantize import layers_of, qdq_from_onnx
+    from grd_edge.ranges import RangeTable
+
+    tiny = read_bundle(tiny_bundle_files)
+    model = tiny.files[MODEL]
+    ranges = {layer.tensor: (-4.0, 4.0) for layer in layers_of(onnx.load_from_string(model)) if layer.tensor != "x"}
+    table = RangeTable("minmax", sha256_hex(model), "0" * 64, 1, 1, ranges)
+    files = {**tiny.files, "models/int8-openvino.onnx": qdq_from_onnx(model, table, style="openvino")}
+    manifest = {key: value for key, value in tiny.manifest.items() if key not in ("schema", "files", "seal")}
+    engine = {**manifest["engines"][0], "precision": "int8", "file": "models/int8-openvino.onnx"}
+    path = tmp_path_factory.mktemp("int8") / "int8.grdb"
+    write_bundle(path, {**manifest, "engines": [*manifest["engines"], engine]}, files)
+    return path
+
+
+FRAME = np.random.default_rng(3).integers(0, 256, (40, 47), np.uint8)
+
+
+def x_hats(bundle, precision):
+    with Inspector(bundle, precision=precision) as engine:
+        return engine.inspect(FRAME, x_hat=True).x_hat
+
+
+def test_int8_is_run_as_the_reference_runs_it(int8_bundle):
+    from grd_edge.bundle import read_bundle
+    from grd_edge.engine.openvino import OpenVinoEngine
+
+    bundle = read_bundle(int8_bundle)
+    patches = bundle.grid.cut(FRAME[None].astype(np.float32) / 255)
+    reference = OpenVinoEngine(bundle.files["models/int8-openvino.onnx"], "int8").reconstruct(patches)
+    found = x_hats(int8_bundle, "int8")
+    assert np.abs(found - reference).max() <= 1e-5
+    assert 1e-3 < np.abs(found - x_hats(int8_bundle, "fp32")).max() < 0.5
+
+
+REFUSING = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+typedef int (*compile_model)(const void *, const void *, const char *, size_t, void **, ...);
+int ov_core_compile_model(const void *core, const void *model, const char *device, size_t count, void **out, ...) {
+    const char *s[10] = {0};
+    int refused = 0;
+    va_list list;
+    va_start(list, out);
+    for (size_t i = 0; i < count; i++) s[i] = va_arg(list, const char *);
+    va_end(list);
+    for (size_t i = 0; i < count; i += 2) refused |= strcmp(s[i], "SNIPPETS_MODE") == 0;
+    fprintf(stderr, refused ? "refused\n" : "compiled\n");
+    if (refused) return -1;
+    return ((compile_model)dlsym(RTLD_NEXT, "ov_core_compile_model"))(core, model, device, count, out, s[0], s[1],
+                                                                      s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9]);
+}
+"""
+
+
+def test_an_openvino_that_refuses_a_property_of_int8_runs_it_without(int8_bundle, tmp_path, monkeypatch, capfd):
+    """A library before OpenVINO's own that knows no SNIPPETS_MODE."""
+    from grd_edge import _native
+
+    expected = x_hats(int8_bundle, "int8")
+    real = Path(_native.openvino_dir())
+    (library,) = real.glob("libopenvino_c.so*")
+    (tmp_path / "shim.c").write_text(REFUSING, encoding="utf-8")
+    command = ["cc", "-shared", "-fPIC", "-Wl,--no-as-needed", f"-Wl,-rpath,{real}", "-o"]
+    command += [str(tmp_path / "libopenvino_c.so"), str(tmp_path / "shim.c"), str(library), "-ldl"]
+    subprocess.run(command, check=True)
+    monkeypatch.setattr(_native, "openvino_dir", lambda: str(tmp_path))
+    capfd.readouterr()
+    assert np.abs(x_hats(int8_bundle, "int8") - expected).max() <= 0.05
+    said = capfd.readouterr().err.split()
+    assert said[:2] == ["refused", "compiled"]
+    assert said.count("refused") == 1  # it is asked once
+    x_hats(int8_bundle, "fp32")
+    assert "refused" not in capfd.readouterr().err
 
 
 def test_the_runtime_leaves_the_training_stack_unloaded():

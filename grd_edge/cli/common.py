@@ -198,6 +198,7 @@ def _print_categories(rows, failed, columns: Sequence[str], *, json_: bool) -> N
         sentences = {name: str(error) for name, error in failed.items()}
         typer.echo(json.dumps(plain({"categories": rows, "mean": mean, "failed": sentences}), allow_nan=False))
         return
+    columns = [column for column in columns if any(row.get(column) is not None for row in rows.values())]
     table = Table("category", *(column.replace("_", " ") for column in columns))
     for name, row in [*rows.items(), *([("mean", mean)] if mean else [])]:
         if name == "mean":

@@ -45,6 +45,12 @@ def demo(
     print_json(summary) if json_ else _print(summary, dataset, out_dir)
 
 
+def _speed_of(precision: dict) -> str:
+    """How many times as fast as fp32 the chosen precision was measured."""
+    found = [each["speed"]["speedup"] for each in precision["tried"] if not each["lost"]]
+    return f"{found[0]:.2f}x fp32" if found else ""
+
+
 def _print(summary: dict, dataset, out_dir: Path) -> None:
     from rich.table import Table
 
@@ -66,6 +72,7 @@ def _print(summary: dict, dataset, out_dir: Path) -> None:
         f"{summary['image_auroc'] - summary['image_auroc_untrained']:+.4f}",
         f"95 % [{gain_low:+.3f}, {gain_high:+.3f}]",
     )
+    table.add_row("precision", "fp32", summary["precision"]["chosen"]["cpu"], _speed_of(summary["precision"]))
     table.add_row("largest phi difference", "", "", f"{summary['phi_max_abs_diff']:.1e}")
     table.add_row("decision flips", "", "", f"{summary['decision_flips']} of {summary['images']}")
     one = summary["threshold"]

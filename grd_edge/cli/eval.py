@@ -80,7 +80,7 @@ def eval_(
 ) -> None:
     """AUROC, AP, AUPRO, rates at the shipped threshold, with intervals; with --against, parity with a reference.
 
-    For a benchmark root BUNDLE is the folder that holds <category>.grdb, and a checkpoint that of <category>.safetensors.
+    For a benchmark root BUNDLE is the folder that holds <category>.grdb; so is that of checkpoints.
     """
     from grd_edge.bundle import read_bundle
     from grd_edge.evaluate import evaluated_bundle, training_seed

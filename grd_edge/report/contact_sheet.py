@@ -16,7 +16,7 @@ ENGINE_ROWS = {"image": None, "reconstruction": None, "|difference|": "heatmap"}
 
 @dataclass(frozen=True)
 class Panel:
-    """One image: its title, a picture (H, W) or (H, W, 3) in [0, 1] for each row, and whether what was said is right."""
+    """One image: its title, a picture (H, W) or (H, W, 3) per row, in [0, 1], and whether what was said is right."""
 
     title: str
     pictures: Sequence[np.ndarray]
@@ -50,7 +50,7 @@ def write_contact_sheet(
         if scale
     }
     blocks = -(-len(panels) // columns)
-    size = (1.55 * columns, 1.73 * len(rows) * blocks + 0.7)
+    size = (1.55 * columns + 0.9 * (len(tops) - 1), (1.45 * len(rows) + 0.6) * blocks + 0.7)
     figure, axes = plots.subplots(len(rows) * blocks, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.ravel():
         axis.axis("off")

@@ -302,7 +302,7 @@ def write_score_plots(path: Path, comparison: Comparison) -> None:
         style = {"color": "tab:green", "linewidth": 1.0, "linestyle": "--"}
         left.axvline(refit.reference.thresholds[index], **style, label=label)
         left.axhline(refit.engine.thresholds[index], **style)
-    if len(ours) and min(ours.min(), theirs.min()) > 0:
+    if len(ours) and middle.max() > 10 * min(ours.min(), theirs.min()) > 0:
         left.set(xscale="log", yscale="log")
         center.set(xscale="log")
     left.set(xlabel=f"{rule.decides}, reference", ylabel=f"{rule.decides}, engine")
@@ -312,8 +312,8 @@ def write_score_plots(path: Path, comparison: Comparison) -> None:
         center.axhline(value, color="grey", linewidth=0.8, linestyle="-" if text == "mean" else ":", label=text)
     center.set(xlabel="mean of both", ylabel="engine - reference")
     center.legend(fontsize=8)
-    right.hist(difference, bins=80, color="tab:grey")
-    right.set(xlabel="engine - reference", ylabel="patches (log)", yscale="log")
+    right.hist(difference, bins=max(10, min(80, int(len(difference) ** 0.5))), color="tab:grey")
+    right.set(xlabel="engine - reference", ylabel="patches", yscale="log" if len(difference) > 1000 else "linear")
     figure.suptitle(f"{comparison.engine_name} against {comparison.reference_name}", fontsize=10)
     write_figure(path, figure)
 

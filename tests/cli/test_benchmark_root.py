@@ -61,6 +61,18 @@ def test_eval_ends_with_a_table_and_the_mean(root, models, tmp_path):
     assert "mean" in text and "bolt" in text and "nut" in text
 
 
+def test_every_category_is_compared_with_a_reference(root, models, tmp_path):
+    """A backend is the same for all, checkpoints lie in a folder."""
+    words = ("eval", models, "--data", root, "--no-untrained", "--json")
+    native = json.loads(invoke(*words, "--against", "native", "-o", tmp_path / "out"))
+    torch = json.loads(invoke(*words, "--against", models))
+    for name in ("bolt", "nut"):
+        assert native["categories"][name]["decision_flips_refit"] == native["categories"][name]["phi_max_abs_diff"] == 0
+        assert 0 < torch["categories"][name]["phi_max_abs_diff"] < 1e-4
+        assert json.loads((tmp_path / "out" / name / "parity.json").read_text())["bundle"] == name
+    assert native["mean"]["auroc_delta"] == 0
+
+
 def test_calibrate(root, models, tmp_path):
     invoke("calibrate", models, "--data", root, "-o", tmp_path / "ranges")
     assert json.loads((tmp_path / "ranges" / "bolt.json").read_text())["ranges"]
