@@ -71,7 +71,7 @@ def ranges_from_images(
     session = None
     for group in groups:
         del session  # before the next one is made
-        session = _session(_watching(graph, group))
+        session = session_of(watching(graph, group))
         count = 0
         for patch in _patches(images, graph, steps):
             count += 1
@@ -165,7 +165,7 @@ def _groups(model: onnx.ModelProto, tensors: list[str], watched_bytes: int) -> l
     return groups
 
 
-def _watching(model: onnx.ModelProto, tensors: list[str]) -> onnx.ModelProto:
+def watching(model: onnx.ModelProto, tensors: list[str]) -> onnx.ModelProto:
     """The part of a model that computes `tensors`, which are its outputs."""
     needed, nodes = set(tensors), []
     for node in reversed(model.graph.node):
@@ -181,7 +181,7 @@ def _watching(model: onnx.ModelProto, tensors: list[str]) -> onnx.ModelProto:
     return part
 
 
-def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # it keeps the most that was ever used
@@ -267,7 +267,7 @@ class _PhiSearch:
 
     def __init__(self, model: onnx.ModelProto, table: RangeTable, score: ScoreConfig) -> None:
         self.start, self.score, self.output = table, score, model.graph.output[0].name
-        self.fp32, self.scored = _session(model), list[_Scored]()
+        self.fp32, self.scored = session_of(model), list[_Scored]()
         shape = tuple(dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:])
         self.scorer = Scorer((1, *shape), window=score.window, local_window_px=score.local_window_px, heatmap=False)
         result = quantized(model, table, style=_STYLE)
@@ -277,7 +277,7 @@ class _PhiSearch:
         result.graph.initializer.extend(constants)
         for scale in sorted(scales):
             result.graph.input.append(onnx.helper.make_tensor_value_info(scale, onnx.TensorProto.FLOAT, []))
-        self.int8 = _session(result)
+        self.int8 = session_of(result)
 
     def choose(self, patches: Iterable[np.ndarray], count: int, wanted: int) -> None:
         """Keeps the patches that candidates are scored on: half of them the worst at the start, half spread evenly.
