@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,14 +18,21 @@ import onnx
 from grd_edge import bundle as bundles
 from grd_edge.bundle import Bundle
 from grd_edge.bundle_schema import decision_regions
-from grd_edge.calibrate import ranges_from_images
 from grd_edge.checkpoint import Checkpoint
-from grd_edge.data.dataset import Dataset, Sample, content_ids, distinct_products, product_key, refuse_seen
-from grd_edge.data.frames import grid_from_config, read_frame
+from grd_edge.data.dataset import (
+    Dataset,
+    Sample,
+    content_ids,
+    distinct_products,
+    images_sha256,
+    product_key,
+    refuse_seen,
+)
+from grd_edge.data.frames import grid_from_config
 from grd_edge.data.images import file_sha256, read_image, read_mask
 from grd_edge.decide import checked_agreement, checked_k, product_score
 from grd_edge.engine.onnxruntime import OnnxRuntimeEngine
-from grd_edge.errors import CheckFailedError, InputError
+from grd_edge.errors import CheckFailedError, CheckpointError, InputError
 from grd_edge.export import check_reconstruction, onnx_from_checkpoint
 from grd_edge.files import sha256_hex
 from grd_edge.graph import forms, in_form, quantized_before_moves
@@ -33,7 +40,6 @@ from grd_edge.patches import prepare_frame, working_size
 from grd_edge.precision import Choice, only_fp32
 from grd_edge.quantize import Style, quantized
 from grd_edge.ranges import RangeTable, check_fresh
-from grd_edge.recipes import Recipe
 from grd_edge.regions import Regions, pgm_from_mask
 from grd_edge.runtime import Inspector
 from grd_edge.shipped import PER_IMAGE, is_other_mask, opened_bundle, seen_ids, training_of
@@ -63,10 +69,16 @@ def bundle_from_checkpoint(
             raises, an older bundle at `path` stays as it was.
 
     Raises:
+        CheckpointError: a fine-tuned checkpoint, whose FP32 form is not what was trained.
         CheckFailedError: the native engine does not reproduce torch; an older bundle at `path` stays as it was.
         InputError, BundleError, EngineError: see `write_bundle` and `Inspector`.
     """
     path, config = Path(path), checkpoint.config
+    if "qat" in checkpoint.provenance:
+        raise CheckpointError(
+            "the checkpoint was fine-tuned for INT8 and its FP32 form is no reference; build from the checkpoint that "
+            "it was made from, with --qat and this one"
+        )
     grid = grid_from_config(config)
     model = onnx_from_checkpoint(checkpoint)
     choice = choose(model) if choose else only_fp32(bundles.MODEL, "fp32 is the only precision that was built")
@@ -316,57 +328,3 @@ def _product_patches(
         defective = any(sample.defective for sample in of_product[key])
         products.append(_Product(scores, index, defective, key not in others))
     return products
-
-
-def ranges_from_checkpoint(
-    checkpoint: Checkpoint,
-    model: bytes,
-    samples: Sequence[Sample],
-    *,
-    recipe: Recipe,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> RangeTable:
-    """Activation ranges of an exported checkpoint by a recipe.
-
-    Args:
-        model: of `onnx_from_checkpoint`.
-        samples: calibration images; the recipe says how many of them are used.
-
-    Raises:
-        InputError: an image that the model does not take; see `ranges_from_images`.
-    """
-    if recipe.images and recipe.images < len(samples):
-        samples = [samples[index] for index in np.linspace(0, len(samples) - 1, recipe.images).astype(int)]
-    return ranges_from_images(
-        model,
-        CalibrationPatches(checkpoint, samples),
-        recipe=recipe,
-        images_sha256=images_sha256(samples),
-        score=checkpoint.config.score,
-        on_progress=on_progress,
-    )
-
-
-def images_sha256(samples: Sequence[Sample]) -> str:
-    """Identity of a set of images, whatever their order."""
-    return sha256_hex("\n".join(sorted(sample.sha256 for sample in samples)).encode())
-
-
-class CalibrationPatches:
-    """Patches (N, C, patch_h, patch_w) of each sample, as the network sees them; read whenever they are asked for."""
-
-    def __init__(self, checkpoint: Checkpoint, samples: Sequence[Sample]) -> None:
-        self.config, self.samples = checkpoint.config, samples
-        self.grid = grid_from_config(checkpoint.config)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for sample in self.samples:
-            frame = read_frame(sample, self.config)
-            try:
-                patches = self.grid.cut(frame)
-            except InputError as error:
-                raise InputError(f"{sample.path}: {error}") from error
-            yield patches

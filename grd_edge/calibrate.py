@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,14 +18,17 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from grd_edge.checkpoint import Checkpoint
 from grd_edge.clipping import Histogram
 from grd_edge.config import ScoreConfig
+from grd_edge.data.dataset import Sample, images_sha256
+from grd_edge.data.frames import grid_from_config, read_frame
 from grd_edge.errors import InputError
 from grd_edge.files import sha256_hex
 from grd_edge.kernels import Scorer
 from grd_edge.quantize import CHANNEL_AXIS, Style, layers_of, quantized, quantized_layers
 from grd_edge.ranges import IMAGE, LEVELS, RangeTable
-from grd_edge.recipes import Percentile, Phi, Recipe
+from grd_edge.recipes import Peaks, Percentile, Phi, Recipe
 
 MIN_PATCHES = 8  # below it, extremes are those of single patches; a hundred or more hold for the line
 WATCHED_BYTES = 512 << 20  # of activations fetched at once
@@ -66,7 +69,7 @@ def ranges_from_images(
     groups = _groups(graph, tensors, watched_bytes)
     search = len(images) + len(tensors) * len(recipe.factors) if isinstance(recipe, Phi) else 0
     steps = _Steps(len(groups) * len(images) + search, on_progress)
-    found = {tensor: Histogram(binned=recipe.algorithm != "minmax") for tensor in tensors}
+    found = {tensor: Histogram(binned=recipe.algorithm not in ("minmax", "peaks")) for tensor in tensors}
     count = 0
     session = None
     for group in groups:
@@ -102,6 +105,55 @@ def ranges_from_images(
         search.choose(_patches(images, graph, steps), count, recipe.patches)
         table = search.table(found, recipe.factors, steps)
     return table
+
+
+def ranges_from_checkpoint(
+    checkpoint: Checkpoint,
+    model: bytes,
+    samples: Sequence[Sample],
+    *,
+    recipe: Recipe,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> RangeTable:
+    """Activation ranges of an exported checkpoint by a recipe.
+
+    Args:
+        model: of `onnx_from_checkpoint`.
+        samples: calibration images; the recipe says how many of them are used.
+
+    Raises:
+        InputError: an image that the model does not take; see `ranges_from_images`.
+    """
+    if recipe.images and recipe.images < len(samples):
+        samples = [samples[index] for index in np.linspace(0, len(samples) - 1, recipe.images).astype(int)]
+    return ranges_from_images(
+        model,
+        CalibrationPatches(checkpoint, samples),
+        recipe=recipe,
+        images_sha256=images_sha256(samples),
+        score=checkpoint.config.score,
+        on_progress=on_progress,
+    )
+
+
+class CalibrationPatches:
+    """Patches (N, C, patch_h, patch_w) of each sample, as the network sees them; read whenever they are asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, samples: Sequence[Sample]) -> None:
+        self.config, self.samples = checkpoint.config, samples
+        self.grid = grid_from_config(checkpoint.config)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for sample in self.samples:
+            frame = read_frame(sample, self.config)
+            try:
+                patches = self.grid.cut(frame)
+            except InputError as error:
+                raise InputError(f"{sample.path}: {error}") from error
+            yield patches
 
 
 class _Steps:
@@ -235,6 +287,8 @@ def _refuse_constant(model: onnx.ModelProto, found: Mapping[str, Histogram]) -> 
 
 def _top(histogram: Histogram, recipe: Recipe) -> float:
     """Magnitude beyond which an activation is clipped."""
+    if isinstance(recipe, Peaks) or (isinstance(recipe, Phi) and recipe.start == "peaks"):
+        return histogram.peak(recipe.percentile)
     if isinstance(recipe, Percentile | Phi):
         return histogram.percentile(recipe.percentile)
     return histogram.entropy() if recipe.algorithm == "entropy" else histogram.top

@@ -26,11 +26,13 @@ class Histogram:
 
     Attributes:
         counts: (BINS,) int64.
+        peaks: largest magnitude of each call of `add`.
         low, high: float32 values; inf and -inf before the first.
     """
 
     def __init__(self, *, binned: bool = True) -> None:
         self.binned, self.low, self.high = binned, math.inf, -math.inf
+        self.peaks: list[float] = []
         self.counts, self._exponent = np.zeros(BINS, np.int64), _LEAST_EXPONENT
 
     @property
@@ -44,8 +46,9 @@ class Histogram:
 
     def add(self, values: np.ndarray) -> None:
         """Counts finite float32 values of any shape; others set `low` or `high` to NaN or infinity and end the use."""
-        self.low = float(np.minimum(self.low, values.min()))
-        self.high = float(np.maximum(self.high, values.max()))
+        low, high = values.min(), values.max()
+        self.low, self.high = float(np.minimum(self.low, low)), float(np.maximum(self.high, high))
+        self.peaks.append(float(max(abs(low), abs(high))))
         if not self.binned or not math.isfinite(self.top):
             return
         for _ in range(math.frexp(self.top)[1] - self._exponent):
@@ -61,6 +64,10 @@ class Histogram:
         """Magnitude that `percent` of the values do not exceed, to a bin."""
         reached = np.cumsum(self.counts) >= self.counts.sum() * (percent / 100)
         return min((int(np.argmax(reached)) + 1) * self.bin_width, self.top)
+
+    def peak(self, percent: float) -> float:
+        """Magnitude that the peaks of `percent` % of the calls of `add` do not exceed, interpolated."""
+        return float(np.percentile(self.peaks, percent))
 
     def entropy(self) -> float:
         """Magnitude whose clipping loses the least information: the least Kullback-Leibler divergence between the

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import torch
 
-from grd_edge.build import ranges_from_checkpoint
+from grd_edge.calibrate import ranges_from_checkpoint
 from grd_edge.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from grd_edge.config import Config, overlaid_config
 from grd_edge.data.check import check_dataset
@@ -331,3 +331,21 @@ def table_of_checkpoint(checkpoint: Checkpoint, model: bytes, table: RangeTable 
         if layer.name in ranges and layer.tensor != IMAGE:
             learned[layer.tensor] = ranges[layer.name]
     return replace(table, algorithm="qat", ranges={**table.ranges, **learned}, keep={**table.keep, **qat["keep"]})
+
+
+def student_of(teacher: Path, path: Path) -> Checkpoint:
+    """The checkpoint at `path`, fine-tuned from the one at `teacher`.
+
+    Raises:
+        CheckpointError: it was not fine-tuned, or from another checkpoint.
+    """
+    student = read_checkpoint(path)
+    found = (student.provenance.get("qat") or {}).get("teacher_sha256")
+    if found is None:
+        raise CheckpointError(f"{path} was not fine-tuned; make such a checkpoint with: grd-edge train --qat {teacher}")
+    if found != file_sha256(Path(teacher)):
+        raise CheckpointError(
+            f"{path} was fine-tuned from another checkpoint than {teacher}; give that one, or fine-tune again with: "
+            f"grd-edge train --qat {teacher}"
+        )
+    return student

@@ -49,6 +49,14 @@ class Percentile(Recipe):
     percentile: Percent = 99.95
 
 
+class Peaks(Recipe):
+    """Of the patches' largest magnitudes `percentile` % are inside: a few patches with extreme values, such as dark
+    corners, do not set the range of all."""
+
+    algorithm: Literal["peaks"]
+    percentile: Percent = 80
+
+
 class Entropy(Recipe):
     """The clipping that loses the least information."""
 
@@ -59,18 +67,26 @@ class Phi(Recipe):
     """The clipping that changes the deciding score least, found activation by activation.
 
     Attributes:
+        start: what the search starts from: `percentile` of all magnitudes, or of the patches' `peaks`.
         percentile: of the ranges that the search starts from.
         factors: candidates, times the magnitude that the search starts from.
         patches: scored for every candidate, spread evenly over the images.
     """
 
     algorithm: Literal["phi"]
+    start: Literal["percentile", "peaks"] = "percentile"
     percentile: Percent = 99.95
     factors: Annotated[tuple[Factor, ...], Field(min_length=1)] = (0.5, 0.7, 1.4, 2.0, 4.0)
     patches: Positive = 16
 
 
-RECIPES: dict[str, type[Recipe]] = {"minmax": Minmax, "percentile": Percentile, "entropy": Entropy, "phi": Phi}
+RECIPES: dict[str, type[Recipe]] = {
+    "minmax": Minmax,
+    "percentile": Percentile,
+    "peaks": Peaks,
+    "entropy": Entropy,
+    "phi": Phi,
+}
 
 
 def recipe_names() -> list[str]:

@@ -14,9 +14,10 @@ import onnx
 from grd_edge.calibrate import ranges_from_images
 from grd_edge.checkpoint import Checkpoint
 from grd_edge.config import Config
-from grd_edge.data.dataset import Sample
+from grd_edge.data.dataset import Sample, images_sha256
+from grd_edge.equalize import channel_peaks, equalized
 from grd_edge.errors import EngineError, InputError
-from grd_edge.files import sha256_hex
+from grd_edge.export import onnx_from_checkpoint
 from grd_edge.graph import forms, in_form, quantized_before_moves
 from grd_edge.precision import (
     DEFAULT_BUDGET,
@@ -35,7 +36,7 @@ from grd_edge.qat import table_of_checkpoint
 from grd_edge.quantize import quantized
 from grd_edge.ranges import RangeTable
 from grd_edge.recipes import DEFAULT_RECIPE, load_recipe
-from grd_edge.selection import Selection, selection_from_samples
+from grd_edge.selection import Selection, selection_from_samples, spread
 from grd_edge.sensitivity import keep_order, layer_effects
 
 MODEL = "models/int8-openvino.onnx"
@@ -52,6 +53,20 @@ class Watcher:
 
 
 SILENT = Watcher()
+EQUALIZED_SHARE = 4  # every fourth image sets the factors of channels
+
+
+@dataclass(frozen=True)
+class Source:
+    """What INT8 models are written from: a serialized FP32 model and the ranges of its activations.
+
+    Attributes:
+        same: whether the model's function is that of the checkpoint, so that a bundle can hold it as its FP32 model.
+    """
+
+    model: bytes
+    table: RangeTable
+    same: bool
 
 
 def choice_of_checkpoint(
@@ -60,37 +75,52 @@ def choice_of_checkpoint(
     model: bytes,
     file: str,
     *,
+    student: Checkpoint | None = None,
     request: Request = "auto",
     budget: Budget = DEFAULT_BUDGET,
     recipe: str | Path = DEFAULT_RECIPE,
     watch: Watcher = SILENT,
 ) -> Choice:
-    """As `choice_from_samples`, for a checkpoint: ranges by a recipe, or those that it was fine-tuned for.
+    """As `choice_from_samples`, for a checkpoint: INT8 of its equalized model with ranges by a recipe, or of the
+    checkpoint that was fine-tuned from it.
 
     Args:
         model: the exported checkpoint, serialized, and `file`, where a bundle holds it.
+        student: of `checkpoint_from_qat`, with `checkpoint` as teacher.
         recipe: name or file.
 
     Raises:
-        As `choice_from_samples`.
+        As `choice_from_samples`; InputError: `student` was not fine-tuned.
     """
     described = load_recipe(recipe)
 
-    def table_of(selection: Selection) -> RangeTable:
-        watch.stage(f"calibrating activation ranges ({described.name})")
-        chosen_patches = selection.part(described.images) if described.images else selection
+    def fine_tuned(_: Selection) -> Source:
+        exported = onnx_from_checkpoint(student)
+        table = table_of_checkpoint(student, exported)
+        if table is None:
+            raise InputError("the checkpoint of --qat was not fine-tuned; make one with: grd-edge train --qat")
+        return Source(exported, table, same=False)
+
+    def calibrated(selection: Selection) -> Source:
+        watch.stage("equalizing channels")
+        graph = onnx.load_from_string(model)
+        images = selection.images()
+        like = equalized(graph, channel_peaks(graph, images[::EQUALIZED_SHARE]))
+        exported = like.SerializeToString(deterministic=True)
+        watch.stage(f"calibrating activation ranges by recipe {described.name}")
         table = ranges_from_images(
-            model,
-            chosen_patches.images(),
+            exported,
+            images if described.images is None else [images[i] for i in spread(len(images), described.images)],
             recipe=described,
-            images_sha256=sha256_hex("\n".join(sorted(sample.sha256 for sample in samples)).encode()),
+            images_sha256=images_sha256(samples),
             score=checkpoint.config.score,
             on_progress=watch.progress,
         )
-        return table_of_checkpoint(checkpoint, model, table) or table
+        return Source(exported, table, same=True)
 
+    source_of = fine_tuned if student else calibrated
     return choice_from_samples(
-        model, file, samples, checkpoint.config, request=request, budget=budget, table_of=table_of, watch=watch
+        model, file, samples, checkpoint.config, request=request, budget=budget, source_of=source_of, watch=watch
     )
 
 
@@ -102,7 +132,7 @@ def choice_from_samples(
     *,
     request: Request = "auto",
     budget: Budget = DEFAULT_BUDGET,
-    table_of: Callable[[Selection], RangeTable],
+    source_of: Callable[[Selection], Source],
     watch: Watcher = SILENT,
 ) -> Choice:
     """The precision that ships for the `cpu` target, measured on this machine.
@@ -110,7 +140,7 @@ def choice_from_samples(
     Args:
         fp32: serialized model, and `file`, where a bundle holds it.
         samples: good images of the training; the calibration split is for thresholds only.
-        table_of: activation ranges on the patches of a selection.
+        source_of: what INT8 is written from, given the patches of the selection.
 
     Raises:
         InputError: an unknown request, images or ranges that cannot be used.
@@ -127,17 +157,17 @@ def choice_from_samples(
     bf16 = _bf16(bench, watch) if request in ("auto", "bf16") else None
     if bf16:
         tried.append(bf16)
-    table = None
+    source = None
     if request in ("auto", "int8"):
         try:
-            table = table_of(selection)
+            source = source_of(selection)
         except InputError as error:
             if request == "int8":
                 raise
             tried.append(Tried(Candidate("int8", b"", MODEL), lost=f"it cannot be calibrated: {error}"))
-    if table:
+    if source:
         with_bf16 = bool(bf16 and not bf16.lost)
-        tried += _int8(bench, table, budget, asked=request == "int8", with_bf16=with_bf16, watch=watch)
+        tried += _int8(bench, source, budget, asked=request == "int8", with_bf16=with_bf16, watch=watch)
     if request != "auto" and all(each.lost for each in tried):
         raise EngineError(f"{request} was asked for, but {tried[0].lost}; build with --precision auto")
     ready = [each for each in tried if not each.lost]
@@ -148,7 +178,9 @@ def choice_from_samples(
         tried = [replace(each, speed=measured.get(id(each))) for each in tried]
     choice = chosen(bench, tried, budget=budget, request=request)
     if MODEL in choice.files:
-        choice.files[RANGES] = table.to_bytes()
+        choice.files[RANGES] = source.table.to_bytes()
+        if source.same:  # so that the ranges belong to the bundle's FP32 model
+            choice.files[file] = source.model
     return choice
 
 
@@ -161,12 +193,10 @@ def _bf16(bench: Bench, watch: Watcher) -> Tried:
         return unable(candidate, error)
 
 
-def _int8(
-    bench: Bench, table: RangeTable, budget: Budget, *, asked: bool, with_bf16: bool, watch: Watcher
-) -> list[Tried]:
+def _int8(bench: Bench, source: Source, budget: Budget, *, asked: bool, with_bf16: bool, watch: Watcher) -> list[Tried]:
     """INT8 in the form that is fastest here; where that is outside the budget, with the fewest layers in higher
     precision that is inside. Unless it is `asked` for, nothing more is measured of an INT8 that is not faster."""
-    model = onnx.load_from_string(bench.fp32.model)
+    model, table = onnx.load_from_string(source.model), source.table
     watch.stage("timing the forms of INT8 in turn")
     wholes = [_candidate(model, table, form) for form in forms(model)]
     try:
@@ -207,7 +237,7 @@ def _candidate(
 ) -> Candidate:
     """INT8 in a form of the graph, less the layers to keep, which run in BF16 or FP32."""
     written = quantized_before_moves(quantized(in_form(model, form), table, style=STYLE, keep=keep))
-    details = {"style": STYLE, "form": form, "keep": [*table.keep, *keep]}
+    details = {"style": STYLE, "form": form, "ranges": table.algorithm, "keep": [*table.keep, *keep]}
     return Candidate(
         "int8-bf16" if with_bf16 else "int8", written.SerializeToString(deterministic=True), MODEL, details
     )

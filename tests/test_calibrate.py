@@ -14,10 +14,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from grd_edge import calibrate
-from grd_edge.build import CalibrationPatches, images_sha256, ranges_from_checkpoint
-from grd_edge.calibrate import MIN_PATCHES, ranges_from_images
+from grd_edge.calibrate import MIN_PATCHES, CalibrationPatches, ranges_from_checkpoint, ranges_from_images
 from grd_edge.config import ScoreConfig
-from grd_edge.data.dataset import samples_from_folder
+from grd_edge.data.dataset import images_sha256, samples_from_folder
 from grd_edge.errors import ConfigError, InputError
 from grd_edge.export import onnx_from_checkpoint
 from grd_edge.files import sha256_hex

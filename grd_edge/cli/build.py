@@ -80,7 +80,9 @@ def int8(
 
 @app.command()
 @each_category(
-    inputs={"checkpoint": ".safetensors"}, outputs={"output": ".grdb"}, columns=("bundle", "threshold", "precision")
+    inputs={"checkpoint": ".safetensors", "qat": ".safetensors"},
+    outputs={"output": ".grdb"},
+    columns=("bundle", "threshold", "precision"),
 )
 def bundle(
     checkpoint: CheckpointPath,
@@ -105,6 +107,10 @@ def bundle(
     max_flips: Annotated[
         float, typer.Option(parser=share, metavar="SHARE", help="Share of patches that it may decide otherwise.")
     ] = 0.005,
+    qat: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint that train --qat made from CHECKPOINT: INT8 is written from it."),
+    ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="How activation ranges are calibrated: a name or a YAML file.")
     ] = None,
@@ -120,12 +126,13 @@ def bundle(
     from grd_edge.data.check import check_dataset
     from grd_edge.errors import InputError
     from grd_edge.precision import Budget
+    from grd_edge.qat import student_of
     from grd_edge.search import choice_of_checkpoint
 
     trained = read_checkpoint(checkpoint)
     if data is None:
-        if precision not in (None, "fp32"):
-            raise InputError(f"precision {precision} is measured on images before it ships; give them with --data")
+        if precision not in (None, "fp32") or qat:
+            raise InputError("a lower precision is measured on images before it ships; give them with --data")
         lost = _without_data(output)
         built = bundle_from_checkpoint(trained, output)
         if lost:
@@ -136,6 +143,7 @@ def bundle(
         check_dataset(dataset, trained.config)
         budget = Budget(max_auroc_drop, max_flips)
         options = {"request": precision or "auto", "budget": budget, **({"recipe": recipe} if recipe else {})}
+        options["student"] = student_of(checkpoint, qat) if qat else None
         with progress() as bar:
             built = bundle_from_checkpoint(
                 trained,

@@ -40,7 +40,7 @@ def calibrate(
     json_: Json = False,
 ) -> None:
     """Measure activation ranges for quantization. (Thresholds: see recalibrate.)"""
-    from grd_edge.build import ranges_from_checkpoint
+    from grd_edge.calibrate import ranges_from_checkpoint
     from grd_edge.checkpoint import read_checkpoint
     from grd_edge.data.check import check_dataset
     from grd_edge.export import onnx_from_checkpoint

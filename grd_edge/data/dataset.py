@@ -66,6 +66,11 @@ class Dataset:
         return digest.hexdigest()
 
 
+def images_sha256(samples: Sequence[Sample]) -> str:
+    """Identity of a set of images, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(sample.sha256 for sample in samples)).encode()).hexdigest()
+
+
 def samples_from_folder(folder: Path, kind: str = GOOD, *, on_progress: OnImages | None = None) -> list[Sample]:
     """All images of a folder, as samples of one kind; the images of a subfolder are those of one product.
 
