@@ -17,7 +17,7 @@ from grd_edge.errors import ConfigError
 
 DEFAULT_RECIPE = "default"
 
-Percent = Annotated[float, Field(gt=50, le=100)]
+Percent = Annotated[float, Field(ge=50, le=100)]
 Factor = Annotated[float, Field(gt=0)]
 Reason = Annotated[str, Field(min_length=1)]
 

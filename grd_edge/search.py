@@ -53,7 +53,6 @@ class Watcher:
 
 
 SILENT = Watcher()
-EQUALIZED_SHARE = 4  # every fourth image sets the factors of channels
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,14 @@ class Source:
     """What INT8 models are written from: a serialized FP32 model and the ranges of its activations.
 
     Attributes:
+        name: for people: `calibrated`, `equalized` or `fine-tuned`.
         same: whether the model's function is that of the checkpoint, so that a bundle can hold it as its FP32 model.
     """
 
+    name: str
     model: bytes
     table: RangeTable
-    same: bool
+    same: bool = True
 
 
 def choice_of_checkpoint(
@@ -81,8 +82,8 @@ def choice_of_checkpoint(
     recipe: str | Path = DEFAULT_RECIPE,
     watch: Watcher = SILENT,
 ) -> Choice:
-    """As `choice_from_samples`, for a checkpoint: INT8 of its equalized model with ranges by a recipe, or of the
-    checkpoint that was fine-tuned from it.
+    """As `choice_from_samples`, for a checkpoint: INT8 with ranges by a recipe, of its model as it is and with channels
+    equalized, or INT8 of the checkpoint that was fine-tuned from it.
 
     Args:
         model: the exported checkpoint, serialized, and `file`, where a bundle holds it.
@@ -94,33 +95,38 @@ def choice_of_checkpoint(
     """
     described = load_recipe(recipe)
 
-    def fine_tuned(_: Selection) -> Source:
+    def fine_tuned(_: Selection) -> list[Source]:
         exported = onnx_from_checkpoint(student)
         table = table_of_checkpoint(student, exported)
         if table is None:
             raise InputError("the checkpoint of --qat was not fine-tuned; make one with: grd-edge train --qat")
-        return Source(exported, table, same=False)
+        return [Source("fine-tuned", exported, table, same=False)]
 
-    def calibrated(selection: Selection) -> Source:
-        watch.stage("equalizing channels")
-        graph = onnx.load_from_string(model)
+    def calibrated(selection: Selection) -> list[Source]:
         images = selection.images()
-        like = equalized(graph, channel_peaks(graph, images[::EQUALIZED_SHARE]))
-        exported = like.SerializeToString(deterministic=True)
-        watch.stage(f"calibrating activation ranges by recipe {described.name}")
-        table = ranges_from_images(
-            exported,
-            images if described.images is None else [images[i] for i in spread(len(images), described.images)],
-            recipe=described,
-            images_sha256=images_sha256(samples),
-            score=checkpoint.config.score,
-            on_progress=watch.progress,
+        chosen_images = (
+            images if described.images is None else [images[i] for i in spread(len(images), described.images)]
         )
-        return Source(exported, table, same=True)
+        graph = onnx.load_from_string(model)
+        watch.stage("equalizing channels")
+        like = equalized(graph, channel_peaks(graph, images)).SerializeToString(deterministic=True)
+        sources = []
+        for name, exported in (("calibrated", model), ("equalized", like)):
+            watch.stage(f"calibrating activation ranges by recipe {described.name}")
+            table = ranges_from_images(
+                exported,
+                chosen_images,
+                recipe=described,
+                images_sha256=images_sha256(samples),
+                score=checkpoint.config.score,
+                on_progress=watch.progress,
+            )
+            sources.append(Source(name, exported, table))
+        return sources
 
-    source_of = fine_tuned if student else calibrated
+    sources_of = fine_tuned if student else calibrated
     return choice_from_samples(
-        model, file, samples, checkpoint.config, request=request, budget=budget, source_of=source_of, watch=watch
+        model, file, samples, checkpoint.config, request=request, budget=budget, sources_of=sources_of, watch=watch
     )
 
 
@@ -132,7 +138,7 @@ def choice_from_samples(
     *,
     request: Request = "auto",
     budget: Budget = DEFAULT_BUDGET,
-    source_of: Callable[[Selection], Source],
+    sources_of: Callable[[Selection], Sequence[Source]],
     watch: Watcher = SILENT,
 ) -> Choice:
     """The precision that ships for the `cpu` target, measured on this machine.
@@ -140,7 +146,7 @@ def choice_from_samples(
     Args:
         fp32: serialized model, and `file`, where a bundle holds it.
         samples: good images of the training; the calibration split is for thresholds only.
-        source_of: what INT8 is written from, given the patches of the selection.
+        sources_of: what INT8 can be written from, given the patches of the selection.
 
     Raises:
         InputError: an unknown request, images or ranges that cannot be used.
@@ -157,17 +163,18 @@ def choice_from_samples(
     bf16 = _bf16(bench, watch) if request in ("auto", "bf16") else None
     if bf16:
         tried.append(bf16)
-    source = None
+    source, sources = None, ()
     if request in ("auto", "int8"):
         try:
-            source = source_of(selection)
+            sources = sources_of(selection)
         except InputError as error:
             if request == "int8":
                 raise
             tried.append(Tried(Candidate("int8", b"", MODEL), lost=f"it cannot be calibrated: {error}"))
-    if source:
+    if sources:
         with_bf16 = bool(bf16 and not bf16.lost)
-        tried += _int8(bench, source, budget, asked=request == "int8", with_bf16=with_bf16, watch=watch)
+        source, found = _int8(bench, sources, budget, asked=request == "int8", with_bf16=with_bf16, watch=watch)
+        tried += found
     if request != "auto" and all(each.lost for each in tried):
         raise EngineError(f"{request} was asked for, but {tried[0].lost}; build with --precision auto")
     ready = [each for each in tried if not each.lost]
@@ -193,32 +200,52 @@ def _bf16(bench: Bench, watch: Watcher) -> Tried:
         return unable(candidate, error)
 
 
-def _int8(bench: Bench, source: Source, budget: Budget, *, asked: bool, with_bf16: bool, watch: Watcher) -> list[Tried]:
-    """INT8 in the form that is fastest here; where that is outside the budget, with the fewest layers in higher
-    precision that is inside. Unless it is `asked` for, nothing more is measured of an INT8 that is not faster."""
-    model, table = onnx.load_from_string(source.model), source.table
+def _int8(
+    bench: Bench, sources: Sequence[Source], budget: Budget, *, asked: bool, with_bf16: bool, watch: Watcher
+) -> tuple[Source, list[Tried]]:
+    """INT8 from the most accurate source, in the form that is fastest here; where that is outside the budget, with the
+    fewest layers in higher precision that is inside. Unless it is `asked` for, nothing more is measured of an INT8 that
+    is not faster.
+
+    Returns:
+        The source, and all that was tried.
+    """
+    first = sources[0]
     watch.stage("timing the forms of INT8 in turn")
-    wholes = [_candidate(model, table, form) for form in forms(model)]
+    wholes = [_candidate(first, form) for form in forms(onnx.load_from_string(first.model))]
     try:
         speeds = bench.race(wholes)
     except EngineError as error:
-        return [unable(wholes[0], error)]
+        return first, [unable(wholes[0], error)]
     raced = sorted(map(Tried, wholes, [None] * len(wholes), speeds), key=lambda each: -each.speed.speedup)
     fastest, others = raced[0], [_lost_to(raced[0], each) for each in raced[1:]]
     if not (fastest.speed.faster or asked):
-        return [replace(fastest, lost=f"not faster: {fastest.speed.speedup:.2f} times fp32's speed"), *others]
-    watch.stage("scoring int8")
-    tried = [replace(fastest, accuracy=bench.accuracy(fastest.candidate)), *others]
-    if tried[0].accuracy.inside(budget):
-        return tried
+        return first, [replace(fastest, lost=f"not faster: {fastest.speed.speedup:.2f} times fp32's speed"), *others]
     form = fastest.candidate.details["form"]
+    whole = []
+    for each in sources:
+        watch.stage(f"scoring int8, {each.name}")
+        candidate = _candidate(each, form)
+        whole.append(Tried(candidate, bench.accuracy(candidate)))
+    best = min(range(len(sources)), key=lambda index: whole[index].accuracy.phi_diff_std)
+    source, tried = sources[best], [whole.pop(best)]
+    deviation = tried[0].accuracy.phi_diff_std
+    others += [
+        replace(
+            each, lost=f"less accurate than {source.name}: {each.accuracy.phi_diff_std:.4f} against {deviation:.4f}"
+        )
+        for each in whole
+    ]
+    if tried[0].accuracy.inside(budget):
+        return source, tried + others
     watch.stage("measuring what each layer costs")
-    order = keep_order(layer_effects(bench, model, table, style=STYLE, on_progress=watch.progress))
+    graph = onnx.load_from_string(source.model)
+    order = keep_order(layer_effects(bench, graph, source.table, style=STYLE, on_progress=watch.progress))
     found: dict[int, Tried] = {}
 
     def inside(kept: int) -> bool:
         watch.stage(f"scoring int8 with {kept} of {len(order)} layers in higher precision")
-        each = _candidate(model, table, form, order[:kept], with_bf16=with_bf16)
+        each = _candidate(source, form, order[:kept], with_bf16=with_bf16)
         found[kept] = Tried(each, bench.accuracy(each))
         return found[kept].accuracy.inside(budget)
 
@@ -227,17 +254,23 @@ def _int8(bench: Bench, source: Source, budget: Budget, *, asked: bool, with_bf1
         tried.insert(0, found[kept])
         if with_bf16:  # in FP32 what is kept is slower, but nearer
             watch.stage("scoring int8 with the same layers in fp32")
-            plain = _candidate(model, table, form, order[:kept])
+            plain = _candidate(source, form, order[:kept])
             tried.insert(1, Tried(plain, bench.accuracy(plain)))
-    return tried
+    return source, tried + others
 
 
-def _candidate(
-    model: onnx.ModelProto, table: RangeTable, form: str, keep: Sequence[str] = (), *, with_bf16: bool = False
-) -> Candidate:
+def _candidate(source: Source, form: str, keep: Sequence[str] = (), *, with_bf16: bool = False) -> Candidate:
     """INT8 in a form of the graph, less the layers to keep, which run in BF16 or FP32."""
-    written = quantized_before_moves(quantized(in_form(model, form), table, style=STYLE, keep=keep))
-    details = {"style": STYLE, "form": form, "ranges": table.algorithm, "keep": [*table.keep, *keep]}
+    graph = in_form(onnx.load_from_string(source.model), form)
+    written = quantized_before_moves(quantized(graph, source.table, style=STYLE, keep=keep))
+    table = source.table
+    details = {
+        "from": source.name,
+        "style": STYLE,
+        "form": form,
+        "ranges": table.algorithm,
+        "keep": [*table.keep, *keep],
+    }
     return Candidate(
         "int8-bf16" if with_bf16 else "int8", written.SerializeToString(deterministic=True), MODEL, details
     )
