@@ -11,9 +11,12 @@ from typing import Any
 
 import onnx
 
+from grd_edge.checkpoint import Checkpoint
+from grd_edge.data.dataset import Sample
 from grd_edge.precision import Accuracy, Bench, Candidate
 from grd_edge.quantize import Layer, Style, quantized, quantized_layers
 from grd_edge.ranges import RangeTable
+from grd_edge.selection import selection_from_samples
 
 INT8 = "int8"
 # An add multiplies nothing; what it moves costs about as much as this many multiply-adds per element in INT8.
@@ -92,6 +95,24 @@ def layer_effects(
         effects.append(Effect(name, costs[name] / total, accuracy))
         on_progress(done, len(names))
     return effects
+
+
+def effects_of_checkpoint(
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    model: bytes,
+    table: RangeTable,
+    *,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Effect]:
+    """`layer_effects` of an exported checkpoint on patches of good images of its training.
+
+    Args:
+        model: the exported checkpoint, serialized, that `table` belongs to.
+    """
+    selection = selection_from_samples(samples, checkpoint.config)
+    bench = Bench(Candidate("fp32", model, "models/measured.onnx"), selection, checkpoint.config)
+    return layer_effects(bench, onnx.load_from_string(model), table, on_progress=on_progress)
 
 
 def keep_order(effects: Sequence[Effect]) -> list[str]:

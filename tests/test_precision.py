@@ -12,12 +12,16 @@ from onnx import helper, numpy_helper
 
 from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle
 from grd_edge.bundle import MODEL, read_bundle
+from grd_edge.calibrate import ranges_from_images
 from grd_edge.config import load_config
 from grd_edge.data.dataset import dataset_from_folder
 from grd_edge.errors import InputError
 from grd_edge.export import onnx_from_checkpoint
+from grd_edge.files import sha256_hex
 from grd_edge.precision import Accuracy, Bench, Budget, Candidate, Speed, Tried, chosen
 from grd_edge.quantize import layers_of
+from grd_edge.ranges import table_from_json
+from grd_edge.recipes import load_recipe
 from grd_edge.runtime import Inspector
 from grd_edge.search import MODEL as INT8_MODEL
 from grd_edge.search import RANGES, choice_of_checkpoint
@@ -176,29 +180,21 @@ def test_layers_cost_what_the_method_says():
     assert costs["decoder.out"] == 16 * 9 * 128 * 128
 
 
-def test_the_layer_with_the_coarsest_grid_is_kept_first(bench, tiny_checkpoint, selection):
+def test_the_layer_with_the_coarsest_grid_is_kept_first(bench, selection):
     model = onnx.load_from_string(bench.fp32.model)
-    choice = {}
-
-    def table_of(tops):
-        from grd_edge.calibrate import ranges_from_images
-        from grd_edge.recipes import load_recipe
-
-        table = ranges_from_images(
-            bench.fp32.model, selection.images(), recipe=load_recipe("minmax"), images_sha256="x"
-        )
-        return replace(table, ranges={**table.ranges, **tops})
-
+    recipe = load_recipe("minmax")
+    table = ranges_from_images(bench.fp32.model, selection.images(), recipe=recipe, images_sha256="")
     last = next(layer for layer in layers_of(model) if layer.name == "decoder.out")
-    table = table_of({last.tensor: (-1e3, 1e3)})
+    coarse = replace(table, ranges={**table.ranges, last.tensor: (-1e3, 1e3)})
     done = []
-    effects = layer_effects(bench, model, table, part=8, on_progress=lambda *state: done.append(state))
+    effects = layer_effects(bench, model, coarse, part=8, on_progress=lambda *state: done.append(state))
     assert [effect.layer for effect in effects] == [layer.name for layer in layers_of(model)]
     assert done[-1] == (len(effects), len(effects))
     assert sum(effect.share for effect in effects) == pytest.approx(1)
     assert keep_order(effects)[0] == "decoder.out"
-    choice["effect"] = next(effect for effect in effects if effect.layer == "decoder.out").to_json()
-    assert choice["effect"]["phi_diff_std"] > 0 and choice["effect"]["layer"] == "decoder.out"
+    described = next(effect for effect in effects if effect.layer == "decoder.out").to_json()
+    assert described["phi_diff_std"] > 0 and described["patches"] == 16
+    json.dumps(described, allow_nan=False)
 
 
 # ------------------------------------------------------------------------------------------------- the build
@@ -220,6 +216,10 @@ def test_an_int8_bundle_ships_its_model_its_ranges_and_thresholds_of_its_own(tin
     assert {MODEL, INT8_MODEL, RANGES} == set(built.files)
     assert built.decision["fit"]["engine"]["precision"] == precision["chosen"]["cpu"]
     assert any("form" in each for each in precision["tried"]) and stages
+    assert {each["from"] for each in precision["tried"] if "accuracy" in each} == {"calibrated", "equalized"}
+    # The ranges belong to the FP32 model that is there, whose channels may be equalized: the same function.
+    table = table_from_json(json.loads(built.files[RANGES]), "ranges")
+    assert table.model_sha256 == sha256_hex(built.files[MODEL])
     frame = np.random.default_rng(0).integers(0, 256, (64, 70), np.uint8)
     with Inspector(path) as int8, Inspector(path, precision="fp32") as fp32:
         ours, theirs = int8.inspect(frame), fp32.inspect(frame)

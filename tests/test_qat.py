@@ -7,6 +7,8 @@ import onnxruntime
 import pytest
 import torch
 
+from grd_edge.build import bundle_from_checkpoint
+from grd_edge.bundle import MODEL
 from grd_edge.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from grd_edge.config import overlaid_config
 from grd_edge.data.dataset import content_ids, dataset_from_folder
@@ -15,10 +17,18 @@ from grd_edge.data.images import file_sha256
 from grd_edge.errors import CheckpointError, ConfigError, DivergedError, InputError
 from grd_edge.export import onnx_from_checkpoint
 from grd_edge.files import sha256_hex
-from grd_edge.qat import checkpoint_from_qat, qat_config, qat_run, ranges_of_checkpoint, table_of_checkpoint
+from grd_edge.qat import (
+    checkpoint_from_qat,
+    qat_config,
+    qat_run,
+    ranges_of_checkpoint,
+    student_of,
+    table_of_checkpoint,
+)
 from grd_edge.quantize import qdq_from_onnx
 from grd_edge.ranges import RangeTable, table_from_json
 from grd_edge.score import score_patches_f64
+from grd_edge.search import RANGES, choice_of_checkpoint
 from grd_edge.train import checkpoint_from_dataset
 
 
@@ -129,6 +139,30 @@ def test_its_ranges_reach_the_build(tuned, teacher, dataset):
     spoiled = Checkpoint(tuned.config, tuned.weights, {"qat": {"ranges": {"decoder.out": [1]}}})
     with pytest.raises(CheckpointError, match="damaged"):
         ranges_of_checkpoint(spoiled)
+
+
+def test_a_bundle_holds_the_teacher_in_fp32_and_the_student_in_int8(teacher, dataset, short, tmp_path):
+    paths = tmp_path / "teacher.safetensors", tmp_path / "student.safetensors"
+    write_checkpoint(paths[0], teacher)
+    qat_run(paths[0], dataset, paths[1], short)
+    student = student_of(*paths)
+
+    def choose(model):
+        return choice_of_checkpoint(teacher, dataset.train, model, MODEL, student=student, request="int8")
+
+    built = bundle_from_checkpoint(teacher, tmp_path / "b.grdb", choose=choose)
+    assert built.files[MODEL] == onnx_from_checkpoint(teacher)
+    assert built.manifest["precision"]["chosen"]["cpu"].startswith("int8")
+    assert built.manifest["precision"]["tried"][0]["from"] == "fine-tuned"
+    table = table_from_json(json.loads(built.files[RANGES]), "ranges")
+    assert table.algorithm == "qat" and table.model_sha256 == sha256_hex(onnx_from_checkpoint(student))
+    with pytest.raises(CheckpointError, match="its FP32 form is no reference; build from the checkpoint that it was"):
+        bundle_from_checkpoint(student, tmp_path / "c.grdb")
+    with pytest.raises(CheckpointError, match="was not fine-tuned; make such a checkpoint with"):
+        student_of(paths[1], paths[0])
+    write_checkpoint(paths[0], Checkpoint(teacher.config, teacher.weights, {"dataset": "another"}))
+    with pytest.raises(CheckpointError, match="fine-tuned from another checkpoint"):
+        student_of(*paths)
 
 
 def test_fixed_ranges_and_kept_layers_stay(teacher, dataset, short, model):
