@@ -26,7 +26,7 @@ from grd_edge.ranges import check_fresh, read_table
 from grd_edge.recipes import load_recipe, recipe_from_mapping
 
 GOLDEN = Path(__file__).parents[1] / "calibration" / "golden" / "tiny-parts.json"
-ALGORITHMS = ("minmax", "percentile", "entropy", "phi")
+ALGORITHMS = ("minmax", "percentile", "peaks", "entropy", "phi")
 
 
 def recipe(algorithm: str, **settings):
@@ -107,6 +107,21 @@ def test_minmax_is_that_of_the_activations(model, images):
     found = session.run(list(table.ranges), {"x": np.concatenate(images)})
     for (name, pair), value in zip(table.ranges.items(), found, strict=True):
         np.testing.assert_allclose(pair, (value.min(), value.max()), rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_patch_of_extremes_counts_as_one_patch_in_peaks(model, images):
+    """Half of the patches' peaks are inside: what one patch does to a range is no more than to move the median."""
+    every = np.concatenate(images)[:9]
+    peaks = {}
+    for patch in every:
+        for tensor, pair in measured(model, [np.repeat(patch[None], MIN_PATCHES, 0)]).ranges.items():
+            peaks.setdefault(tensor, []).append(max(map(abs, pair)))
+    table = measured(model, [every], "peaks", settings={"percentile": 50})
+    for tensor, pair in table.ranges.items():
+        assert max(map(abs, pair)) == pytest.approx(np.median(peaks[tensor]), rel=1e-5), tensor
+    assert dict(measured(model, [every], "peaks", settings={"percentile": 100}).ranges) == dict(
+        measured(model, [every]).ranges
+    )
 
 
 def test_layers_that_are_kept_need_no_range(model, images):
