@@ -158,8 +158,8 @@ class TrainConfig(Section):
 class QatConfig(Section):
     """Fine-tuning with fake quantization (`train --qat`); how long and in which batches says `train`."""
 
-    lr: Annotated[float, Field(gt=0)] = 3e-4
-    range_lr: Annotated[float, Field(ge=0)] = 3e-3  # relative steps of the activation ranges; 0: they stay
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    range_lr: Annotated[float, Field(ge=0)] = 1e-3  # relative steps of the activation ranges; 0: they stay
     distillation: Annotated[float, Field(ge=0)] = 50.0  # weight of the contextual loss to the FP32 reconstruction
     score: Annotated[float, Field(ge=0)] = 0.0  # of the mean |phi - phi of FP32|
     reconstruction: Annotated[float, Field(ge=0)] = 0.0  # of the method's own terms
