@@ -264,11 +264,13 @@ def _lost(tried: Tried, best: Tried | None, budget: Budget) -> str:
     if tried.lost or tried is best:
         return tried.lost
     accuracy, speed = tried.accuracy, tried.speed
-    if not accuracy.inside(budget):
-        return (
-            f"outside the budget: AUROC drops by {accuracy.auroc_drop:.4f} (at most {budget.max_auroc_drop:g}), "
-            f"{accuracy.flips} of {accuracy.patches} patches flip (at most {budget.max_flips:.2%})"
-        )
+    beyond = []
+    if accuracy.auroc_drop > budget.max_auroc_drop:
+        beyond.append(f"AUROC drops by {accuracy.auroc_drop:.4f} (at most {budget.max_auroc_drop:g})")
+    if accuracy.flips > budget.max_flips * accuracy.patches:
+        beyond.append(f"{accuracy.flips} of {accuracy.patches} patches flip (at most {budget.max_flips:.2%})")
+    if beyond:
+        return f"outside the budget: {', '.join(beyond)}"
     if not speed.faster:
         return f"not faster: {speed.speedup:.2f} times fp32's speed"
     return f"slower than {best.candidate.precision}: {speed.speedup:.2f} against {best.speed.speedup:.2f} times fp32"

@@ -42,7 +42,9 @@ def commands(stock: Path, out: Path) -> dict[str, list]:
         "train over a run": ["train", "--data", data, "-o", out / "old.safetensors", *SETTINGS, "--overwrite"],
         "build onnx": ["build", "onnx", checkpoint, "-o", out / "old.onnx"],
         "build bundle": ["build", "bundle", checkpoint, "-o", out / "old.grdb"],
-        "build bundle with thresholds": ["build", "bundle", checkpoint, "-o", out / "new.grdb", "--data", data],
+        "build bundle with thresholds": [
+            *("build", "bundle", checkpoint, "-o", out / "new.grdb", "--data", data, "--precision", "fp32")
+        ],
         "recalibrate": ["recalibrate", out / "old.grdb", "--good", images],
         "calibrate": ["calibrate", checkpoint, "--data", data, "-o", out / "old.json"],
         "infer": [*infer, "--format", "csv", "--format", "jsonl"],

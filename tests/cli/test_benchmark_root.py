@@ -42,7 +42,7 @@ def models(root, tmp_path_factory):
     trained = json.loads(invoke("train", "--data", root, "-o", out, *SETTINGS, "--steps", 2, "--json"))
     assert list(trained["categories"]) == ["bolt", "nut"] and trained["failed"] == {}
     assert trained["categories"]["nut"]["checkpoint"] == str(out / "nut.safetensors")
-    text = invoke("build", "bundle", out, "-o", out, "--data", root)
+    text = invoke("build", "bundle", out, "-o", out, "--data", root, "--precision", "fp32")
     assert "bolt.grdb" in text.replace("\n", "") or "bolt" in text
     assert {path.name for path in out.iterdir()} >= {"bolt.safetensors", "nut.safetensors", "bolt.grdb", "nut.grdb"}
     return out
@@ -129,7 +129,7 @@ def test_a_failed_check_keeps_its_exit_code(root, models, tmp_path, monkeypatch)
 
     monkeypatch.setattr(grd_edge.build, "bundle_from_checkpoint", failing)
     with pytest.raises(InputError, match=r"^2 of 2 categories failed: bolt: off by 1; nut: no room$") as failure:
-        invoke("build", "bundle", models, "-o", tmp_path, "--data", root)
+        invoke("build", "bundle", models, "-o", tmp_path, "--data", root, "--precision", "fp32")
     assert failure.value.exit_code == 3
 
 

@@ -72,7 +72,10 @@ def trained(parts, tmp_path_factory):
     settings = [word for setting in TINY for word in ("--set", setting)]
     result = run("train", "--data", parts, "-o", out / "c.safetensors", *settings, "--steps", 5, "--json")
     assert json.loads(result.stdout)["steps"] == 5
-    built = run("build", "bundle", out / "c.safetensors", "-o", out / "p.grdb", "--data", parts, "--json")
+    built = run(
+        *("build", "bundle", out / "c.safetensors", "-o", out / "p.grdb", "--data", parts),
+        *("--precision", "fp32", "--json"),
+    )
     assert json.loads(built.stdout)["threshold"] > 0
     return out
 
@@ -99,6 +102,30 @@ def test_build_onnx_and_calibrate(trained, parts):
     found = json.loads(run(*command, "-o", trained / "phi.json", "--json").stdout)
     assert (found["algorithm"], found["images"], found["patches"]) == ("phi", 3, 27)
     assert read_table(trained / "phi.json").keep == {"decoder.out": "a test"}
+
+
+def test_a_bundle_in_int8(trained, parts, tmp_path):
+    words = ("build", "bundle", trained / "c.safetensors", "-o", tmp_path / "p.grdb")
+    budget = ("--max-flips", "50%", "--max-auroc-drop", 0.5)
+    built = json.loads(run(*words, "--data", parts, "--precision", "int8", *budget, "--json").stdout)
+    assert built["precision"] == "int8" and built["engines"] == ["cpu-fp32", "cpu-int8"]
+    assert "int8 was asked for" in built["why"] and "inside the budget" in built["why"]
+    assert "cpu-int8" in run("inspect", tmp_path / "p.grdb").stdout
+    evaluated = run("eval", tmp_path / "p.grdb", "--data", parts, "--against", "torch", "--no-untrained", "--json")
+    assert json.loads(evaluated.stdout)["precision"] == "int8"
+    assert "there is no precision 'int4'; choose auto" in refused(*words, "--data", parts, "--precision", "int4")
+    assert "measured on images before it ships" in refused(*words, "--precision", "int8")
+    assert "max_flips is 1.5" in refused(*words, "--data", parts, "--max-flips", "150%")
+    assert "was not fine-tuned" in refused(*words, "--data", parts, "--qat", trained / "c.safetensors")
+
+
+def test_the_layers_alone(trained, parts, tmp_path):
+    command = ("calibrate", trained / "c.safetensors", "--data", parts, "-o", tmp_path / "r.json")
+    shown = run(*command, "--sensitivity", tmp_path / "s.json").stdout
+    effects = json.loads((tmp_path / "s.json").read_text())
+    assert {"encoder.stem.0", "decoder.out", "latent_down.1"} <= {effect["layer"] for effect in effects}
+    assert all(effect["phi_mean_abs_diff"] >= 0 and effect["patches"] > 0 for effect in effects)
+    assert "alone" in shown
 
 
 def test_build_int8(trained, tmp_path):
@@ -204,7 +231,10 @@ def test_build_seals_the_mask_and_takes_the_regions_of_a_dataset(trained, parts,
     (data / "regions.yaml").write_text(
         "frame_px: [48, 48]\nregions: [{name: left, areas: [[0, 0, 48, 24]]}, {name: rest}]\n", encoding="utf-8"
     )
-    built = run("build", "bundle", trained / "c.safetensors", "-o", tmp_path / "r.grdb", "--data", data, "--json")
+    built = run(
+        *("build", "bundle", trained / "c.safetensors", "-o", tmp_path / "r.grdb", "--data", data),
+        *("--precision", "fp32", "--json"),
+    )
     assert list(json.loads(built.stdout)["thresholds"]) == ["left", "rest"]
     assert (tmp_path / "r.grdb" / "roi.pgm").read_bytes() == pgm_from_mask(mask)
     shown = run("inspect", tmp_path / "r.grdb").stdout
