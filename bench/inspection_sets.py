@@ -68,7 +68,8 @@ def run_set(one: InspectionSet, data: Path, out: Path, budget: tuple[str, object
     if one.judged_by is None:
         words = [word for setting in one.settings for word in ("--set", setting)]
         grd_edge("train", "--data", data / one.name, "-o", checkpoint, "--overwrite", *words, *budget)
-        grd_edge("build", "bundle", checkpoint, "-o", bundle, "--data", data / one.name)
+        # FP32: what is measured here is the road, not what a lower precision costs.
+        grd_edge("build", "bundle", checkpoint, "-o", bundle, "--data", data / one.name, "--precision", "fp32")
     tables = out / f"{one.name.replace('/', '-')}-eval"
     result = grd_edge("eval", bundle, "--data", data / one.name, "--against", checkpoint, "-o", tables)
     with open(tables / "images.csv", newline="", encoding="utf-8") as stream:
