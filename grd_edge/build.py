@@ -35,10 +35,10 @@ from grd_edge.engine.onnxruntime import OnnxRuntimeEngine
 from grd_edge.errors import CheckFailedError, CheckpointError, InputError
 from grd_edge.export import check_reconstruction, onnx_from_checkpoint
 from grd_edge.files import sha256_hex
-from grd_edge.graph import forms, in_form, quantized_before_moves
+from grd_edge.graph import forms
 from grd_edge.patches import prepare_frame, working_size
 from grd_edge.precision import Choice, only_fp32
-from grd_edge.quantize import Style, quantized
+from grd_edge.quantize import Style, qdq_from_onnx
 from grd_edge.ranges import RangeTable, check_fresh
 from grd_edge.regions import Regions, pgm_from_mask
 from grd_edge.runtime import Inspector
@@ -130,13 +130,11 @@ def int8_from_onnx(model: bytes, table: RangeTable, *, style: Style, keep: Colle
         EngineError: ONNX Runtime refuses the model.
         CheckFailedError: a reconstruction is not finite.
     """
-    check_fresh(table, sha256_hex(model))
-    parsed = onnx.load_from_string(model)
+    check_fresh(table, sha256_hex(model))  # before a file that may be no model is parsed
     form = STYLE_FORMS.get(style)
-    if form in forms(parsed):
-        parsed = in_form(parsed, form)
-    written = quantized_before_moves(quantized(parsed, table, style=style, keep=keep))
-    data = written.SerializeToString(deterministic=True)
+    if form not in forms(onnx.load_from_string(model)):
+        form = None
+    data = qdq_from_onnx(model, table, style=style, keep=keep, form=form)
     engine, reference = OnnxRuntimeEngine(data), OnnxRuntimeEngine(model)
     x = np.random.default_rng(0).random((RANDOM_PATCHES, *reference.patch_shape), np.float32)
     difference = np.abs(engine.reconstruct(x) - reference.reconstruct(x))

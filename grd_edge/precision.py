@@ -6,7 +6,7 @@ goes into the bundle. Source: docs/design/precision.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -143,7 +143,6 @@ class Bench:
     Args:
         fp32: the reference.
         config: shape of patches, score, alpha.
-        on_progress: called with a text before each measurement.
     """
 
     def __init__(
@@ -151,10 +150,8 @@ class Bench:
         fp32: Candidate,
         selection: Selection,
         config: Config,
-        on_progress: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.fp32, self.selection, self.config, self.on_progress = fp32, selection, config, on_progress
-        on_progress("scoring fp32")
+        self.fp32, self.selection, self.config = fp32, selection, config
         self.reference = self._scores(fp32, selection)
         self._parts: dict[int, tuple[Selection, PatchScores]] = {}
 

@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 
 from grd_edge.errors import InputError
 from grd_edge.files import sha256_hex
+from grd_edge.graph import in_form, quantized_before_moves
 from grd_edge.ranges import IMAGE, LEVELS, Grid, RangeTable, check_fresh
 
 Style = Literal["openvino", "onnxruntime", "tensorrt"]
@@ -182,12 +183,15 @@ def _last_nodes(model: onnx.ModelProto) -> set[int]:
     return last
 
 
-def qdq_from_onnx(model: bytes, table: RangeTable, *, style: Style, keep: Collection[str] = ()) -> bytes:
+def qdq_from_onnx(
+    model: bytes, table: RangeTable, *, style: Style, keep: Collection[str] = (), form: str | None = None
+) -> bytes:
     """Serialized single-file INT8 model of the same input and output; the same arguments give the same bytes.
 
     Args:
         model: serialized FP32 model, BatchNorm folded: the one that `table` was made from.
         keep: layers, or patterns of them, that stay in FP32, besides those of the table's recipe.
+        form: of `graph.forms`, which the model takes before it is quantized; None: as it is.
 
     Raises:
         InputError: a stale table, an unknown style or layer, a tensor without a range, a model that cannot be
@@ -195,7 +199,8 @@ def qdq_from_onnx(model: bytes, table: RangeTable, *, style: Style, keep: Collec
     """
     check_fresh(table, sha256_hex(model))
     parsed = onnx.load_from_string(model)
-    return quantized(parsed, table, style=style, keep=keep).SerializeToString(deterministic=True)
+    written = quantized(in_form(parsed, form) if form else parsed, table, style=style, keep=keep)
+    return (quantized_before_moves(written) if form else written).SerializeToString(deterministic=True)
 
 
 def quantized(

@@ -18,7 +18,7 @@ from grd_edge.data.dataset import Sample, images_sha256
 from grd_edge.equalize import channel_peaks, equalized
 from grd_edge.errors import EngineError, InputError
 from grd_edge.export import onnx_from_checkpoint
-from grd_edge.graph import forms, in_form, quantized_before_moves
+from grd_edge.graph import forms
 from grd_edge.precision import (
     DEFAULT_BUDGET,
     REQUESTS,
@@ -33,7 +33,7 @@ from grd_edge.precision import (
     unable,
 )
 from grd_edge.qat import table_of_checkpoint
-from grd_edge.quantize import quantized
+from grd_edge.quantize import qdq_from_onnx
 from grd_edge.ranges import RangeTable
 from grd_edge.recipes import DEFAULT_RECIPE, load_recipe
 from grd_edge.selection import Selection, selection_from_samples, spread
@@ -158,7 +158,8 @@ def choice_from_samples(
         return only_fp32(file, "fp32 was asked for")
     watch.stage("choosing patches to judge precisions by")
     selection = selection_from_samples(samples, config)
-    bench = Bench(Candidate("fp32", fp32, file), selection, config, watch.stage)
+    watch.stage("scoring fp32")
+    bench = Bench(Candidate("fp32", fp32, file), selection, config)
     tried: list[Tried] = []
     bf16 = _bf16(bench, watch) if request in ("auto", "bf16") else None
     if bf16:
@@ -261,9 +262,8 @@ def _int8(
 
 def _candidate(source: Source, form: str, keep: Sequence[str] = (), *, with_bf16: bool = False) -> Candidate:
     """INT8 in a form of the graph, less the layers to keep, which run in BF16 or FP32."""
-    graph = in_form(onnx.load_from_string(source.model), form)
-    written = quantized_before_moves(quantized(graph, source.table, style=STYLE, keep=keep))
     table = source.table
+    written = qdq_from_onnx(source.model, table, style=STYLE, keep=keep, form=form)
     details = {
         "from": source.name,
         "style": STYLE,
@@ -271,9 +271,7 @@ def _candidate(source: Source, form: str, keep: Sequence[str] = (), *, with_bf16
         "ranges": table.algorithm,
         "keep": [*table.keep, *keep],
     }
-    return Candidate(
-        "int8-bf16" if with_bf16 else "int8", written.SerializeToString(deterministic=True), MODEL, details
-    )
+    return Candidate("int8-bf16" if with_bf16 else "int8", written, MODEL, details)
 
 
 def _lost_to(best: Tried, other: Tried) -> Tried:

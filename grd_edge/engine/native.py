@@ -28,7 +28,7 @@ class NativeEngine:
 
     Args:
         model: serialized single-file ONNX model x -> x_hat.
-        precision: what the backend is asked for: `fp32`, `bf16` or `int8`.
+        precision: what the backend is asked for: `fp32`, `bf16`, `int8` or `int8-bf16`.
         config: shape of the patches and what their score is.
         threads: of the engine; 0: all cores.
 
