@@ -6,6 +6,7 @@ GrdError
 ├── CheckpointError       a checkpoint that cannot be used           exit code 1
 ├── BundleError           a bundle that cannot be used               exit code 1
 ├── EngineError           an engine that cannot be built or run      exit code 1
+│   └── EngineMismatchError  one built for another device or version
 ├── DivergedError         a training whose loss is no number any more exit code 1
 ├── StoppedError          a run that was asked to stop               exit code 1
 ├── MissingExtraError     a package of an extra is not installed     exit code 1
@@ -41,6 +42,10 @@ class BundleError(GrdError):
 
 class EngineError(GrdError):
     """An engine that cannot be built or run."""
+
+
+class EngineMismatchError(EngineError):
+    """An engine that was built for another device, library or driver than this machine has."""
 
 
 class DivergedError(GrdError):
