@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grd_edge.errors import BundleError, EngineError, GrdError, InputError
+from grd_edge.errors import BundleError, EngineError, EngineMismatchError, GrdError, InputError
 
 LIBRARY = "libgrd_edge.so"
 DTYPES = {np.dtype(t): i for i, t in enumerate((np.uint8, np.uint16, np.float16, np.float32, np.int8), start=1)}
@@ -258,11 +258,14 @@ def check(status: int, message: bytes | None = None) -> None:
     """Raises the exception that belongs to a grd_status.
 
     Raises:
-        InputError: 10..19 and 40..49; BundleError: 20..29; EngineError: 30..39; GrdError: the rest.
+        InputError: 10..19 and 40..49; BundleError: 20..29; EngineMismatchError: 35; EngineError: 30..39; GrdError: the
+            rest.
     """
     if status == 0:
         return
     kind = {1: InputError, 2: BundleError, 3: EngineError, 4: InputError}.get(status // 10, GrdError)
+    if status == 35:  # GRD_ERR_ENGINE_MISMATCH
+        kind = EngineMismatchError
     name = library().grd_status_name(status).decode()
     text = (message or b"").decode("utf-8", "replace")
     raise kind(text or f"the native library refused the call with {name}; see grd_edge.h")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -22,12 +23,14 @@ from grd_edge.files import sha256_hex
 from grd_edge.graph import in_form, quantized_before_moves
 from grd_edge.ranges import IMAGE, LEVELS, Grid, RangeTable, check_fresh
 
-Style = Literal["openvino", "onnxruntime", "tensorrt"]
+Style = Literal["openvino", "onnxruntime", "tensorrt", "tensorrt-fp8"]
 # Axis of a weight's output channels; that of Gemm holds for transB.
 CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
 LEAST_OPSET = 13  # the first with scales per channel
 BIAS_LEVELS = 1 << 30
 TINY = float(np.finfo(np.float32).tiny)
+FP8_OPSET = 19  # the first with FP8
+FP8_LEVELS = float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max)  # 448
 # Operators that hand values on as they are; Resize at most averages them.
 _HANDS_ON = ("DepthToSpace", "Flatten", "Identity", "Reshape", "Resize", "Slice", "Transpose")
 
@@ -42,6 +45,7 @@ class _Rules:
         first, last: the convolution that takes the image is quantized, the one that gives the reconstruction is.
         results: what convolutions and residual adds give is quantized, too, and biases are int32 on the grid of the
             products: for an engine that computes in integers only from Q/DQ to Q/DQ.
+        float8: values are FP8 (E4M3) of the same ranges instead of signed bytes.
     """
 
     unsigned: bool
@@ -49,12 +53,24 @@ class _Rules:
     first: bool
     last: bool
     results: bool
+    float8: bool = False
+
+    @property
+    def levels(self) -> float:
+        """What the end of a range is, in codes."""
+        return FP8_LEVELS if self.float8 else LEVELS
+
+    @property
+    def code(self) -> type:
+        """Type of the signed codes."""
+        return ml_dtypes.float8_e4m3fn if self.float8 else np.int8
 
 
 STYLES: dict[str, _Rules] = {
     "openvino": _Rules(unsigned=False, transposed=True, first=True, last=True, results=False),
     "onnxruntime": _Rules(unsigned=True, transposed=False, first=True, last=False, results=True),
     "tensorrt": _Rules(unsigned=False, transposed=False, first=False, last=False, results=False),
+    "tensorrt-fp8": _Rules(unsigned=False, transposed=False, first=False, last=False, results=False, float8=True),
 }
 
 
@@ -283,9 +299,9 @@ class _Writer:
         if names[1] not in self.constants:
             # A zero point other than 0 is that of the image, whose grid is the one of unsigned bytes.
             unsigned = self.rules.unsigned or grid.zero_point
-            zero = np.uint8(grid.zero_point + 128) if unsigned else np.int8(0)
-            self._constant(names[1], np.array(grid.scale, np.float32))
-            self._constant(names[2], np.array(zero))
+            zero = np.array(grid.zero_point + 128, np.uint8) if unsigned else np.array(0, self.rules.code)
+            self._constant(names[1], np.array(grid.scale * LEVELS / self.rules.levels, np.float32))
+            self._constant(names[2], zero)
             self._node("QuantizeLinear", names, f"{tensor}/quantized", f"{tensor}/Q")
             self._node("DequantizeLinear", [f"{tensor}/quantized", *names[1:]], f"{tensor}/dequantized", f"{tensor}/DQ")
         return f"{tensor}/dequantized"
@@ -304,7 +320,7 @@ class _Writer:
         if (reason := _unsupported(node, weight, bias, axis)) is not None:
             raise InputError(f"{_called(node)} {reason}; keep {_layer_name(node)} in higher precision")
         least = 0 if bias is None else np.maximum(np.abs(bias) / BIAS_LEVELS, TINY) / grid.scale
-        codes, scales = weight_codes(weight, axis, least)
+        codes, scales = weight_codes(weight, axis, least, self.rules.levels, self.rules.code)
         self._stored_as(node, 1, codes, scales, axis)
         if bias is not None:
             products = (scales * np.float32(grid.scale)).astype(np.float32)
@@ -324,9 +340,9 @@ class _Writer:
         inputs = [f"{name}/quantized", f"{name}/scale"]
         self._constant(inputs[0], codes)
         self._constant(inputs[1], scales)
-        if codes.dtype == np.int8:
+        if codes.dtype == self.rules.code:
             inputs.append(f"{name}/zero_point")
-            self._constant(inputs[2], np.zeros(len(scales), np.int8))
+            self._constant(inputs[2], np.zeros(len(scales), codes.dtype))
         self._node("DequantizeLinear", inputs, f"{name}/dequantized", f"{name}/DQ", axis=axis)
         node.input[slot] = f"{name}/dequantized"
 
@@ -351,6 +367,9 @@ class _Writer:
             kept = list(entries)
             del field[:]
             field.extend(kept)
+        for opset in result.opset_import if self.rules.float8 else ():
+            if opset.domain in ("", "ai.onnx"):
+                opset.version = max(opset.version, FP8_OPSET)
         for key, value in about.items():
             result.metadata_props.add(key=key, value=value)
         onnx.checker.check_model(result)
@@ -374,19 +393,22 @@ def _unsupported(node: onnx.NodeProto, weight: np.ndarray, bias: np.ndarray | No
     return None
 
 
-def weight_codes(weight: np.ndarray, axis: int, least: np.ndarray | float = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Signed bytes of a weight and the scale of each output channel, symmetric.
+def weight_codes(
+    weight: np.ndarray, axis: int, least: np.ndarray | float = 0, levels: float = LEVELS, code: type = np.int8
+) -> tuple[np.ndarray, np.ndarray]:
+    """Signed codes of a weight and the scale of each output channel, symmetric.
 
     Args:
         weight: float32, output channels on `axis`.
         least: scale below which none may be, one number or (channels,): that with which the bias fits into an int32.
+        levels, code: the largest code, and the type of the codes.
 
     Returns:
-        int8 array of the same shape in [-127, 127], and (channels,) float32 scales > 0.
+        Array of the same shape in [-levels, levels], and (channels,) float32 scales > 0.
     """
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    scales = np.maximum(np.abs(weight).max(others) / LEVELS, least).astype(np.float32)
+    scales = np.maximum(np.abs(weight).max(others) / levels, least).astype(np.float32)
     scales[scales < TINY] = 1  # a channel without weights is 0 on any grid
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    codes = np.rint(weight / scales.reshape(shape)).clip(-LEVELS, LEVELS)
-    return codes.astype(np.int8), scales
+    codes = (weight / scales.reshape(shape)).clip(-levels, levels)
+    return (np.rint(codes) if code is np.int8 else codes).astype(code), scales

@@ -41,6 +41,7 @@ from grd_edge.sensitivity import keep_order, layer_effects
 
 MODEL = "models/int8-openvino.onnx"
 RANGES = "models/ranges.json"
+FINE_TUNED = "models/fine-tuned.onnx"
 STYLE = "openvino"
 
 
@@ -185,10 +186,10 @@ def choice_from_samples(
         measured = {id(each): speed for each, speed in zip(ready, speeds, strict=True)}
         tried = [replace(each, speed=measured.get(id(each))) for each in tried]
     choice = chosen(bench, tried, budget=budget, request=request)
-    if MODEL in choice.files:
+    if source:  # also where INT8 lost here, so that it can be built for another device
         choice.files[RANGES] = source.table.to_bytes()
-        if source.same:  # so that the ranges belong to the bundle's FP32 model
-            choice.files[file] = source.model
+        # The model that the ranges belong to.
+        choice.files[file if source.same else FINE_TUNED] = source.model
     return choice
 
 

@@ -4,6 +4,7 @@ import platform
 from collections import Counter
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -23,6 +24,7 @@ from grd_edge.ranges import RangeTable
 from tests.conftest import TINY
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm")
+INTEGER = [style for style, rules in STYLES.items() if not rules.float8]
 PATCH = (1, 32, 32)
 
 
@@ -77,7 +79,7 @@ def table(fp32):
 
 @pytest.fixture(scope="module")
 def models(fp32, table):
-    return {style: onnx.load_from_string(qdq_from_onnx(fp32, table, style=style)) for style in STYLES}
+    return {style: onnx.load_from_string(qdq_from_onnx(fp32, table, style=style)) for style in INTEGER}
 
 
 @pytest.fixture
@@ -254,7 +256,7 @@ def test_weight_codes(weight, axis):
     assert np.array_equal(same, scales)
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", INTEGER)
 def test_a_kept_layer_is_left_alone(fp32, graph, table, style):
     kept = "decoder.blocks.1.conv1"
     by_call = onnx.load_from_string(qdq_from_onnx(fp32, table, style=style, keep=[kept]))
@@ -274,7 +276,7 @@ def test_a_kept_layer_is_left_alone(fp32, graph, table, style):
 # ------------------------------------------------------------------------------------------------- structure
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", INTEGER)
 def test_structure(graph, models, style):
     model, rules = models[style], STYLES[style]
     chosen = quantized_layers(graph, style)
@@ -307,15 +309,43 @@ def test_structure(graph, models, style):
     assert len(about["model_sha256"]) == len(about["ranges_sha256"]) == 64
 
 
+def test_fp8_has_the_layers_and_ranges_of_int8(fp32, table, models):
+    """E4M3 codes of the same ranges, 448 where a signed byte has 127; ONNX knows them from opset 19 on."""
+    written = onnx.load_from_string(qdq_from_onnx(fp32, table, style="tensorrt-fp8"))
+    assert written.opset_import[0].version == 19
+    operators = [[node.op_type for node in model.graph.node] for model in (written, models["tensorrt"])]
+    assert operators[0] == operators[1]
+    expected = activations(models["tensorrt"])
+    found = activations(written)
+    assert found.keys() == expected.keys()
+    for tensor, (scale, zero) in found.items():
+        assert zero.dtype == ml_dtypes.float8_e4m3fn
+        assert scale * 448 == pytest.approx(expected[tensor][0] * 127, rel=1e-6)
+    originals, stored = constants(onnx.load_from_string(fp32)), constants(written)
+    codes = [name for name, value in stored.items() if value.dtype == ml_dtypes.float8_e4m3fn and value.ndim > 1]
+    assert codes
+    for name in codes:
+        weight, scale = originals[name.removesuffix("/quantized")], stored[name.replace("/quantized", "/scale")]
+        values = stored[name].astype(np.float32)
+        others = tuple(range(1, weight.ndim))
+        assert (np.abs(values).max(others) == 448).all()
+        steps = scale.reshape(-1, *[1] * (weight.ndim - 1))
+        # Three bits of mantissa; below 2^-6 a fixed step of 2^-9.
+        assert (np.abs(values * steps - weight) <= np.maximum(np.abs(weight) / 16, steps * 2.0**-10) * 1.0001).all()
+    x = np.random.default_rng(3).random((2, *PATCH), np.float32)
+    found, expected = (OnnxRuntimeEngine(data).reconstruct(x) for data in (written.SerializeToString(), fp32))
+    assert 1e-4 < np.abs(found - expected).max() <= 2 * BOUND["tensorrt"]
+
+
 def test_what_styles_leave_out(graph):
-    names = {style: {layer.name for layer in quantized_layers(graph, style)} for style in STYLES}
+    names = {style: {layer.name for layer in quantized_layers(graph, style)} for style in INTEGER}
     assert names["openvino"] == {layer.name for layer in layers_of(graph)}
     transposed = {layer.name for layer in layers_of(graph) if layer.op == "ConvTranspose"}
     assert names["openvino"] - names["onnxruntime"] == transposed | {"decoder.out"}
     assert names["onnxruntime"] - names["tensorrt"] == {"encoder.stem.0"}
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", INTEGER)
 def test_the_same_arguments_give_the_same_bytes(fp32, table, style):
     assert qdq_from_onnx(fp32, table, style=style) == qdq_from_onnx(fp32, table, style=style)
 
@@ -447,7 +477,7 @@ def test_a_bias_that_is_huge_beside_its_weights_fits(x):
     assert np.abs(found["y0/dequantized"] - expected["y0"])[:, 1:].max() <= 0.51 * step
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", INTEGER)
 @pytest.mark.parametrize("transposed", [0, 1])
 def test_dense_layers_have_a_scale_per_output_however_they_are_stored(style, transposed, x):
     weight = np.random.default_rng(0).normal(size=(1024, 5)).astype(np.float32) * np.float32([1, 10, 0.1, 3, 0.01])
@@ -464,7 +494,7 @@ def test_dense_layers_have_a_scale_per_output_however_they_are_stored(style, tra
     assert (np.abs(found - expected).max(0) <= 0.02 * np.abs(weight).max(0) * 32).all()
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", INTEGER)
 def test_two_layers_may_share_a_weight(style, x):
     data = chain(conv(4, 1), LEAKY, conv(4, 4, seed=1), LEAKY, conv(4, 4, seed=2), LEAKY, conv(1, 4))
     model = onnx.load_from_string(data)

@@ -121,7 +121,7 @@ def _version_fits(fingerprint: Fingerprint, version: str) -> bool:
     if fingerprint.library == RTX:  # engines run on the release that built them
         return built[:3] == here[:3]
     if "version" in fingerprint.compatibility.split(","):
-        return built[:1] == here[:1] and here >= built[: len(here)]
+        return here >= built[: len(here)]
     return built[:3] == here[:3]
 
 
