@@ -31,8 +31,8 @@ from grd_edge.data.dataset import (
 from grd_edge.data.frames import grid_from_config
 from grd_edge.data.images import file_sha256, read_image, read_mask
 from grd_edge.decide import checked_agreement, checked_k, product_score
-from grd_edge.engine.onnxruntime import OnnxRuntimeEngine
-from grd_edge.errors import CheckFailedError, CheckpointError, InputError
+from grd_edge.engine.onnxruntime import reconstruction_difference
+from grd_edge.errors import CheckpointError, InputError
 from grd_edge.export import check_reconstruction, onnx_from_checkpoint
 from grd_edge.files import sha256_hex
 from grd_edge.graph import forms
@@ -47,7 +47,6 @@ from grd_edge.thresholds import Objective, checked_alpha, checked_objective, fit
 
 TARGETS = ("cpu",)
 STYLE_FORMS = {"openvino": "transposed+blocked", "onnxruntime": "conv2x2"}
-RANDOM_PATCHES = 4
 SEEN_IMAGES = 10_000  # of a fit: their ids take 0.2 of the 1 MiB that decision.json may have
 
 
@@ -135,15 +134,7 @@ def int8_from_onnx(model: bytes, table: RangeTable, *, style: Style, keep: Colle
     if form not in forms(onnx.load_from_string(model)):
         form = None
     data = qdq_from_onnx(model, table, style=style, keep=keep, form=form)
-    engine, reference = OnnxRuntimeEngine(data), OnnxRuntimeEngine(model)
-    x = np.random.default_rng(0).random((RANDOM_PATCHES, *reference.patch_shape), np.float32)
-    difference = np.abs(engine.reconstruct(x) - reference.reconstruct(x))
-    if not np.isfinite(difference).all():
-        raise CheckFailedError(
-            f"the INT8 model in style {style!r} gives reconstructions that are not finite; calibrate again, or keep "
-            "layers in higher precision"
-        )
-    return Int8Model(data, float(difference.max()), float(difference.mean()))
+    return Int8Model(data, *reconstruction_difference(data, model, f"the INT8 model in style {style!r}"))
 
 
 def roi_of_dataset(dataset: Dataset) -> np.ndarray | None:

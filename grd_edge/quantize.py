@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 
 from grd_edge.errors import InputError
 from grd_edge.files import sha256_hex
-from grd_edge.graph import in_form, quantized_before_moves
+from grd_edge.graph import HALF_LEAST_SCALE, in_form, quantized_before_moves
 from grd_edge.ranges import IMAGE, LEVELS, Grid, RangeTable, check_fresh
 
 Style = Literal["openvino", "onnxruntime", "tensorrt", "tensorrt-fp8"]
@@ -46,6 +46,8 @@ class _Rules:
         results: what convolutions and residual adds give is quantized, too, and biases are int32 on the grid of the
             products: for an engine that computes in integers only from Q/DQ to Q/DQ.
         float8: values are FP8 (E4M3) of the same ranges instead of signed bytes.
+        least_scale: below which no scale goes, so that FP16 holds it; the channels and tensors that meet it have
+            fewer codes. FP8 is as precise at a tenth of its range, so there it can be FP16's least normal number.
     """
 
     unsigned: bool
@@ -54,6 +56,7 @@ class _Rules:
     last: bool
     results: bool
     float8: bool = False
+    least_scale: float = 0.0
 
     @property
     def levels(self) -> float:
@@ -69,8 +72,12 @@ class _Rules:
 STYLES: dict[str, _Rules] = {
     "openvino": _Rules(unsigned=False, transposed=True, first=True, last=True, results=False),
     "onnxruntime": _Rules(unsigned=True, transposed=False, first=True, last=False, results=True),
-    "tensorrt": _Rules(unsigned=False, transposed=False, first=False, last=False, results=False),
-    "tensorrt-fp8": _Rules(unsigned=False, transposed=False, first=False, last=False, results=False, float8=True),
+    "tensorrt": _Rules(
+        unsigned=False, transposed=False, first=False, last=False, results=False, least_scale=HALF_LEAST_SCALE
+    ),
+    "tensorrt-fp8": _Rules(
+        unsigned=False, transposed=False, first=False, last=False, results=False, float8=True, least_scale=2.0**-14
+    ),
 }
 
 
@@ -300,7 +307,8 @@ class _Writer:
             # A zero point other than 0 is that of the image, whose grid is the one of unsigned bytes.
             unsigned = self.rules.unsigned or grid.zero_point
             zero = np.array(grid.zero_point + 128, np.uint8) if unsigned else np.array(0, self.rules.code)
-            self._constant(names[1], np.array(grid.scale * LEVELS / self.rules.levels, np.float32))
+            scale = max(grid.scale * LEVELS / self.rules.levels, self.rules.least_scale)
+            self._constant(names[1], np.array(scale, np.float32))
             self._constant(names[2], zero)
             self._node("QuantizeLinear", names, f"{tensor}/quantized", f"{tensor}/Q")
             self._node("DequantizeLinear", [f"{tensor}/quantized", *names[1:]], f"{tensor}/dequantized", f"{tensor}/DQ")
@@ -319,7 +327,7 @@ class _Writer:
         bias = self._bias(node) if self.rules.results else None
         if (reason := _unsupported(node, weight, bias, axis)) is not None:
             raise InputError(f"{_called(node)} {reason}; keep {_layer_name(node)} in higher precision")
-        least = 0 if bias is None else np.maximum(np.abs(bias) / BIAS_LEVELS, TINY) / grid.scale
+        least = self.rules.least_scale if bias is None else np.maximum(np.abs(bias) / BIAS_LEVELS, TINY) / grid.scale
         codes, scales = weight_codes(weight, axis, least, self.rules.levels, self.rules.code)
         self._stored_as(node, 1, codes, scales, axis)
         if bias is not None:

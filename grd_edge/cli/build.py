@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from grd_edge.cli.build_engine import engine
 from grd_edge.cli.common import (
     CheckpointPath,
     ImageBar,
@@ -21,7 +22,11 @@ from grd_edge.cli.common import (
     share,
 )
 
-app = typer.Typer(help="Build what ships: the ONNX model, its INT8 form, or a whole bundle.", no_args_is_help=True)
+app = typer.Typer(
+    help="Build what ships: the ONNX model, its INT8 form, a whole bundle, or TensorRT engines for one.",
+    no_args_is_help=True,
+)
+app.command()(engine)
 
 
 @app.command()

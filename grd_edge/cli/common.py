@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -72,6 +73,16 @@ def print_rows(title: str, rows: dict[str, Any]) -> None:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, str(value))
+    out.print(table)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table with a head on stdout."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(str, row))
     out.print(table)
 
 
@@ -258,20 +269,43 @@ class ImageBar:
         self.bar.update(self.task, completed=done)
 
 
-class PrecisionBar:
-    """A bar of the search for a precision: its steps in turn, and how far a step is that has many parts."""
+class StageBar:
+    """A bar of steps that each have parts of their own."""
+
+    def __init__(self, bar: Progress, description: str) -> None:
+        self.bar, self.task = bar, bar.add_task(description, total=None, note="")
+
+    def begins(self, text: str) -> None:
+        self.bar.update(self.task, completed=0, total=None, note=text)
+
+    def progress(self, done: int, total: int) -> None:
+        self.bar.update(self.task, completed=done, total=total)
+
+
+class PrecisionBar(StageBar):
+    """A bar of the search for a precision."""
 
     def __init__(self, bar: Progress) -> None:
-        self.bar, self.task = bar, bar.add_task("precision", total=None, note="")
+        super().__init__(bar, "precision")
 
     @property
     def watcher(self):
         from grd_edge.search import Watcher
 
-        return Watcher(
-            lambda text: self.bar.update(self.task, completed=0, total=None, note=text),
-            lambda done, total: self.bar.update(self.task, completed=done, total=total),
-        )
+        return Watcher(self.begins, self.progress)
+
+
+def byte_size(text: str) -> int:
+    """Bytes from a size such as `2GiB`, `512MB` or `4096`.
+
+    Raises:
+        InputError: no such size.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMG]?)(i?)B?", text.strip())
+    if not found or (found[3] and not found[2]):
+        raise InputError(f"{text!r} is no size in bytes; write it as 2GiB, 512MiB or 4096")
+    power = "kMG".index(found[2].replace("K", "k")) + 1 if found[2] else 0
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 def share(text: str | float) -> float:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 
-from grd_edge.errors import EngineError, one_line
+from grd_edge.errors import CheckFailedError, EngineError, one_line
+
+NOISE_PATCHES = 4
 
 
 class OnnxRuntimeEngine:
@@ -45,3 +47,27 @@ class OnnxRuntimeEngine:
         except Exception as error:
             raise EngineError(f"ONNX Runtime does not run {x.dtype} patches {x.shape} ({one_line(error)})") from error
         return x_hat
+
+
+def reconstruction_difference(model: bytes, reference: bytes, what: str) -> tuple[float, float]:
+    """Largest and mean |difference| of x_hat between two serialized models, on patches of seeded noise.
+
+    It tells that a model computes, not how well it decides.
+
+    Args:
+        what: the first model, for messages.
+
+    Raises:
+        EngineError: ONNX Runtime refuses one of them.
+        CheckFailedError: a reconstruction is not finite.
+    """
+    engine = OnnxRuntimeEngine(model)
+    x = np.random.default_rng(0).random((NOISE_PATCHES, *engine.patch_shape), np.float32)
+    found = engine.reconstruct(x)
+    del engine  # of a large network only one is held
+    difference = np.abs(found - OnnxRuntimeEngine(reference).reconstruct(x))
+    if not np.isfinite(difference).all():
+        raise CheckFailedError(
+            f"{what} gives reconstructions that are not finite; keep layers in higher precision, or calibrate again"
+        )
+    return float(difference.max()), float(difference.mean())

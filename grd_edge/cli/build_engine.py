@@ -1,0 +1,187 @@
+"""`grd-edge build engine`: TensorRT engines for a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from grd_edge.cli.common import (
+    BundlePath,
+    Json,
+    StageBar,
+    byte_size,
+    err,
+    print_json,
+    print_rows,
+    print_table,
+    progress,
+)
+
+if TYPE_CHECKING:
+    from grd_edge.build_engine import Plan
+
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        metavar="TARGET",
+        help="rtx, rtx-turing, rtx-ampere, rtx-ada, rtx-blackwell: built here, no GPU needed; jetson-orin, "
+        "jetson-thor, trt: built on the device. Repeatable, or joined by commas.",
+    ),
+]
+
+
+def engine(
+    bundle: BundlePath,
+    target: Targets = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PRECISION",
+            help="auto (default; fp16, as nothing can be measured), fp16, int8 or fp8; repeatable, or joined by "
+            "commas. The first is the one that the target then uses.",
+        ),
+    ] = None,
+    batch: Annotated[
+        str, typer.Option(metavar="LEAST:USUAL:LARGEST", help="Patches per call that the engine is built for.")
+    ] = "1:8:64",
+    workspace: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory that TensorRT may use for scratch, such as 2GiB.")
+    ] = None,
+    ranges: Annotated[
+        Path | None, typer.Option(help="Range table of grd-edge calibrate; default: the bundle's.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYER",
+            help="Layer, or pattern such as 'decoder.*', in a higher precision: FP16 in INT8, FP32 in FP16.",
+        ),
+    ] = None,
+    form: Annotated[
+        str, typer.Option(help="How upsampling is computed: transposed, conv3x3 or conv2x2, with or without +blocked.")
+    ] = "transposed",
+    dla: Annotated[int | None, typer.Option(metavar="CORE", help="DLA core of a Jetson AGX Orin.")] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="File with kernel times of this device, read and written; not for rtx targets.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Also for later TensorRT versions; slower and larger.")
+    ] = False,
+    hardware_compatible: Annotated[
+        str | None,
+        typer.Option(metavar="LEVEL", help="Also for other parts: ampere+ or same_compute_capability; slower."),
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Print what each layer computes in.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be built; write nothing.")] = False,
+    json_: Json = False,
+) -> None:
+    """Build TensorRT engines from a bundle's FP32 model and put them into it; thresholds stay.
+
+    After it, on the device: grd-edge recalibrate, as thresholds belong to the engine that decides.
+    """
+    from grd_edge.build_engine import engines_into_bundle, plan_of_engines
+    from grd_edge.engine.builder import BuildOptions
+    from grd_edge.engine.targets import target_named
+    from grd_edge.search import Watcher
+
+    options = BuildOptions(
+        batches=_batches(batch),
+        workspace_bytes=None if workspace is None else byte_size(workspace),
+        dla=dla,
+        timing_cache=timing_cache,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+    )
+    targets = [target_named(name) for name in _several(target)]
+    with progress() as bar:
+        told = StageBar(bar, "engines")
+        watch = Watcher(told.begins, told.progress)
+        plan = plan_of_engines(
+            bundle,
+            targets,
+            _several(precision) or ["auto"],
+            options=options,
+            ranges=ranges,
+            keep=keep or (),
+            form=form,
+            dry=dry_run,
+            watch=watch,
+        )
+        built = [] if dry_run else engines_into_bundle(plan, watch=watch)[1]
+    models = {name: each.to_json() for name, each in plan.models.items()}
+    engines = [
+        {
+            "target": job.name,
+            "precision": each.fingerprint.precision,
+            "bytes": len(each.data),
+            "seconds": round(each.seconds, 2),
+            "fingerprint": each.fingerprint.to_json(),
+            "warnings": list(each.warnings),
+        }
+        for job, each in built
+    ]
+    if json_:
+        reports = {name: each.layers.to_json() for name, each in plan.models.items()}
+        notes = {name: [each.to_json() for each in planned.findings] for name, planned in plan.models.items()}
+        print_json({"bundle": str(bundle), "models": models, "findings": notes, "layers": reports, "engines": engines})
+        return
+    _print_engines(plan, engines, layers=layers, dry_run=dry_run)
+
+
+def _print_engines(plan: Plan, engines: list[dict[str, Any]], *, layers: bool, dry_run: bool) -> None:
+    """What was planned and built, for people."""
+    from grd_edge.engine.layer_report import COLUMNS, cells
+
+    for name, planned in plan.models.items():
+        counted = ", ".join(f"{count} in {kind}" for kind, count in planned.layers.precisions().items())
+        difference = f"{planned.max_difference:.2g} at most, {planned.mean_difference:.2g} in the mean"
+        rows = {"layers": counted, "x_hat differs from fp32 on noise by": difference}
+        rows["to fix"] = "; ".join(str(each) for each in planned.findings if each.open) or "nothing"
+        print_rows(f"{name} model, form {planned.form}", rows)
+        if layers:
+            print_table(f"layers of {name}, planned", COLUMNS, cells(planned.layers))
+            for each in planned.findings:
+                err.print(f"{name}: {each}", soft_wrap=True)
+    if dry_run:
+        jobs = ", ".join(f"{target.name} {precision}" for target, precision in plan.jobs)
+        print_rows("would build", {"engines": jobs, "batches": plan.options.profile, "bundle": "unchanged"})
+        return
+    columns = ("target", "precision", "MiB", "seconds", "compute capabilities", "driver", "with")
+    rows = [
+        (
+            each["target"],
+            each["precision"],
+            f"{each['bytes'] / 2**20:.1f}",
+            f"{each['seconds']:.1f}",
+            fingerprint["compute_capabilities"],
+            f"{fingerprint['driver_floor']} or later",
+            f"{fingerprint['library']} {fingerprint['version']}",
+        )
+        for each in engines
+        for fingerprint in [each["fingerprint"]]
+    ]
+    print_table(f"engines in {plan.bundle.path}, not measured on their devices", columns, rows)
+    if plan.bundle.decision:
+        err.print(
+            "grd-edge: thresholds were fitted with another engine and stay; on the device, fit them again with: "
+            "grd-edge recalibrate",
+            soft_wrap=True,
+        )
+
+
+def _several(texts: list[str] | None) -> list[str]:
+    """Values of an option that is repeated or joined by commas."""
+    return list(dict.fromkeys(each.strip() for text in texts or () for each in text.split(",") if each.strip()))
+
+
+def _batches(text: str) -> tuple[int, int, int]:
+    """`1:8:64`; one number stands for all three."""
+    from grd_edge.errors import InputError
+
+    parts = text.split(":")
+    if len(parts) not in (1, 3) or not all(part.isdigit() for part in parts):
+        raise InputError(f"the batch profile is {text!r}; expected least:usual:largest, such as 1:8:64")
+    return tuple(int(part) for part in (parts if len(parts) == 3 else parts * 3))

@@ -1,0 +1,380 @@
+"""Typed ONNX model -> serialized engine, by classic TensorRT (10.3 to 11.x) or TensorRT-RTX: one file, as their Python
+packages differ in few places.
+
+Source: docs/design/tensorrt.md; TensorRT and TensorRT-RTX documentation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from grd_edge.engine.fingerprint import Fingerprint, numbers
+from grd_edge.engine.targets import CLASSIC, LAST_CLASSIC, LEAST_CLASSIC, RTX, Target
+from grd_edge.errors import EngineError, InputError, MissingExtraError, StoppedError, one_line
+from grd_edge.files import sha256_hex, write_atomically
+
+MAGIC = {RTX: b"vtrt", CLASSIC: b"ftrt"}
+HEADER_BYTES = 64
+# Least NVIDIA driver of the CUDA major version that a build links. Source: CUDA release notes, minor version
+# compatibility.
+DRIVER_FLOORS = {12: "525.60.13", 13: "580.65.06"}
+# Releases whose DLA compiler exists; elsewhere DLA is refused. Source: TensorRT 11.4.1 documentation, working with DLA.
+DLA_UNTIL, DLA_AGAIN = (10, 7), (11, 4, 1)
+DLA_PARTS = ("jetson-orin",)
+MAX_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How an engine is built.
+
+    Attributes:
+        batches: least, usual and largest number of patches per call.
+        workspace_bytes: of the builder and of the running engine; None: the library's default.
+        dla: number of the DLA core; None: the GPU alone.
+        timing_cache: file with the times of kernels on this device, read and written; classic TensorRT only.
+        version_compatible: the engine also runs on later versions of the library; costs speed and size.
+        hardware_compatible: the engine also runs on other parts: `ampere+` or `same_compute_capability`; costs speed.
+    """
+
+    batches: tuple[int, int, int] = (1, 8, 64)
+    workspace_bytes: int | None = None
+    dla: int | None = None
+    timing_cache: Path | None = None
+    version_compatible: bool = False
+    hardware_compatible: str | None = None
+
+    def __post_init__(self) -> None:
+        low, usual, high = self.batches
+        if not 1 <= low <= usual <= high <= MAX_BATCH:
+            raise InputError(
+                f"the batch profile is {low}:{usual}:{high}; expected least:usual:largest in rising order from 1 to "
+                f"{MAX_BATCH}, such as 1:8:64"
+            )
+        if self.workspace_bytes is not None and self.workspace_bytes < 1 << 20:
+            raise InputError(f"the workspace is {self.workspace_bytes} bytes; give 1MiB or more")
+        if self.dla is not None and self.dla < 0:
+            raise InputError(f"the DLA core is {self.dla}; cores count from 0")
+        if self.hardware_compatible not in (None, "ampere+", "same_compute_capability"):
+            raise InputError(
+                f"there is no hardware compatibility {self.hardware_compatible!r}; choose ampere+ or "
+                "same_compute_capability"
+            )
+
+    @property
+    def profile(self) -> str:
+        return ":".join(map(str, self.batches))
+
+    @property
+    def compatibility(self) -> str:
+        named = ("version" if self.version_compatible else None, self.hardware_compatible)
+        return ",".join(name for name in named if name) or "none"
+
+
+class BuiltEngine(NamedTuple):
+    """A serialized engine, what it fits, the seconds it took, and what the library warned of (each line once)."""
+
+    data: bytes
+    fingerprint: Fingerprint
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+def library_of(target: Target) -> ModuleType:
+    """The Python package that builds for a target, of a version that is known to work.
+
+    Raises:
+        MissingExtraError: it is not installed, or its libraries are not.
+        EngineError: its version is none that is supported.
+    """
+    try:
+        library = importlib.import_module(target.library)
+    except (ImportError, OSError) as error:  # OSError: the bindings are there, what they load is not
+        raise MissingExtraError(
+            f"{target.library} is needed to build for {target.name} and cannot be imported ({one_line(error)}); "
+            f"install it with: {target.package}"
+        ) from error
+    version = numbers(library.__version__)
+    if target.library == CLASSIC and not LEAST_CLASSIC <= version[:2] <= LAST_CLASSIC:
+        raise EngineError(
+            f"TensorRT {library.__version__} is installed; grd-edge takes {'.'.join(map(str, LEAST_CLASSIC))} to "
+            f"{LAST_CLASSIC[0]}.x: install one of these"
+        )
+    return library
+
+
+def check_options(target: Target, options: BuildOptions, library: ModuleType) -> None:
+    """Raises InputError for options that a target or its library does not have."""
+    version = library.__version__
+    if options.dla is not None:
+        here = numbers(version)
+        if target.name not in DLA_PARTS:
+            raise InputError(f"{target.name} ({target.parts}) has no DLA; leave --dla out, or build for {DLA_PARTS[0]}")
+        if not (here[:2] <= DLA_UNTIL or here[:3] >= DLA_AGAIN):
+            raise InputError(
+                f"TensorRT {version} has no DLA compiler, which exists up to 10.7 and from 11.4.1 on; leave --dla out"
+            )
+    if target.library == RTX:
+        for given, name, why in (
+            (options.timing_cache, "--timing-cache", "an engine that is built without a GPU times nothing"),
+            (options.version_compatible, "--version-compatible", "TensorRT-RTX runs engines of its own release only"),
+            (options.hardware_compatible, "--hardware-compatible", "its targets name the parts (rtx is for several)"),
+        ):
+            if given:
+                raise InputError(f"{name} is not for {target.name}: {why}; leave it out")
+
+
+def engine_from_onnx(
+    model: bytes,
+    target: Target,
+    precision: str,
+    options: BuildOptions | None = None,
+    *,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> BuiltEngine:
+    """Builds an engine; classic TensorRT needs the device, TensorRT-RTX does not.
+
+    Args:
+        model: typed model of `grd_edge.engine.typed`, input (N, C, patch_h, patch_w) with N free.
+        precision: of the model, for the fingerprint.
+        on_progress: told how many of the library's steps are done, of as many as are known by then.
+
+    Raises:
+        MissingExtraError, InputError: see `library_of` and `check_options`; a model that the parser refuses.
+        EngineError: the library cannot build it, no device where one is needed, or the engine is not one.
+        StoppedError: Ctrl-C.
+    """
+    options = options or BuildOptions()
+    library = library_of(target)
+    check_options(target, options, library)
+    start = time.monotonic()
+    with _stoppable() as stopped:
+        logger = _logger(library)
+        try:
+            builder = library.Builder(logger)
+        except Exception as error:  # pybind's classes are made by no factory: without a device they raise TypeError
+            raise EngineError(_no_device(target, logger, error)) from error
+        network = builder.create_network(_strong_typing(library))
+        parser = library.OnnxParser(network, logger)
+        if not parser.parse(model):
+            said = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or "it gives no reason"
+            raise InputError(
+                f"{target.library} does not take the model ({one_line(ValueError(said))}); export it again with: "
+                "grd-edge build onnx"
+            )
+        config = builder.create_builder_config()
+        capabilities = _configure(library, builder, network, config, target, options)
+        monitor = _monitor(library, on_progress, stopped)
+        config.progress_monitor = monitor
+        plan = builder.build_serialized_network(network, config)
+        if stopped():
+            raise StoppedError("stopped by Ctrl-C; the bundle is as it was")
+        if plan is None:
+            raise EngineError(
+                f"{target.library} {library.__version__} cannot build {precision} for {target.name} "
+                f"({logger.last_error()}); try another precision or --form, or keep the layer that it names"
+            )
+        data = bytes(plan)
+        _save_timing_cache(config, options)
+    check_header(data, target.library, library.__version__)
+    fingerprint = Fingerprint(
+        library=target.library,
+        version=library.__version__,
+        compute_capabilities=capabilities,
+        driver_floor=DRIVER_FLOORS[_cuda_major(library)],
+        precision=precision,
+        profile=options.profile,
+        onnx_sha256=sha256_hex(model),
+        compatibility=options.compatibility,
+    )
+    return BuiltEngine(data, fingerprint, time.monotonic() - start, tuple(logger.warnings))
+
+
+def check_header(data: bytes, library: str, version: str) -> None:
+    """Whether bytes begin as an engine of a library does; TensorRT-RTX also writes its length and version there.
+
+    Raises:
+        EngineError: another kind of file, cut short, or of another version.
+    """
+    again = "build it again with: grd-edge build engine"
+    if len(data) < HEADER_BYTES or data[:4] not in MAGIC.values():
+        raise EngineError(f"these {len(data)} bytes are no TensorRT engine; {again}")
+    if data[:4] != MAGIC[library]:
+        other = next(name for name, magic in MAGIC.items() if magic == data[:4])
+        raise EngineError(f"this is an engine of {other} and {library} was to run it; {again}")
+    if library == RTX:
+        length = int.from_bytes(data[16:24], "little")
+        if length != len(data):
+            raise EngineError(f"the engine has {len(data)} bytes and says {length}: it was cut short; {again}")
+        built = tuple(data[24:28])
+        if built[:3] != numbers(version)[:3]:
+            raise EngineError(f"the engine was built by {library} {'.'.join(map(str, built))}, not {version}; {again}")
+
+
+# ------------------------------------------------------------------------------------ where versions differ
+
+
+def _strong_typing(library: ModuleType) -> int:
+    """Flags of a network whose types are those of the model: asked for in 10.x, the only way in 11."""
+    flag = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _cuda_major(library: ModuleType) -> int:
+    """CUDA that the installed build links: told by the name of its package, else that of its release."""
+    for major in DRIVER_FLOORS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            metadata.version(f"{library.__name__}_cu{major}")
+            return major
+    return 12 if library.__name__ == CLASSIC and numbers(library.__version__) < (10, 13) else 13
+
+
+def _hardware_level(library: ModuleType, name: str):
+    levels = library.HardwareCompatibilityLevel
+    level = getattr(levels, "AMPERE_PLUS" if name == "ampere+" else "SAME_COMPUTE_CAPABILITY", None)
+    if level is None:
+        raise InputError(f"TensorRT {library.__version__} has no hardware compatibility {name!r}; leave it out")
+    return level
+
+
+def _configure(library, builder, network, config, target: Target, options: BuildOptions) -> str:
+    """Puts the options into a builder's configuration; gives the compute capabilities that the engine is for."""
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
+    profile = builder.create_optimization_profile()
+    x = network.get_input(0)
+    shape = tuple(x.shape)[1:]
+    profile.set_shape(x.name, *((batch, *shape) for batch in options.batches))
+    config.add_optimization_profile(profile)
+    if target.library == RTX:
+        config.num_compute_capabilities = len(target.compute_capabilities)
+        for index, capability in enumerate(target.compute_capabilities):
+            part = getattr(library.ComputeCapability, f"SM{capability.replace('.', '')}", None)
+            if part is None:
+                raise EngineError(
+                    f"TensorRT-RTX {library.__version__} does not know compute capability {capability} of "
+                    f"{target.name}; install a later version"
+                )
+            config.set_compute_capability(part, index)
+        return " ".join(target.compute_capabilities)
+    if options.version_compatible:
+        config.set_flag(library.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = _hardware_level(library, options.hardware_compatible)
+    if options.dla is not None:
+        cores = builder.num_DLA_cores
+        if options.dla >= cores:
+            raise InputError(f"this device has {cores} DLA cores and core {options.dla} was asked for; leave --dla out")
+        config.default_device_type = library.DeviceType.DLA
+        config.DLA_core = options.dla
+        config.set_flag(library.BuilderFlag.GPU_FALLBACK)
+    if options.timing_cache is not None:
+        known = options.timing_cache.read_bytes() if options.timing_cache.exists() else b""
+        cache = config.create_timing_cache(known)
+        if cache is None or not config.set_timing_cache(cache, False):
+            raise InputError(
+                f"{options.timing_cache} is no timing cache of this device and TensorRT {library.__version__}; name "
+                "another file, or remove it"
+            )
+    return _capability_here(target)
+
+
+def _capability_here(target: Target) -> str:
+    from grd_edge.engine.device import device_here
+
+    device = device_here()
+    if target.device_capabilities and device.compute_capability not in target.device_capabilities:
+        raise EngineError(
+            f"{target.name} is built on a device of compute capability {' or '.join(target.device_capabilities)}, and "
+            f"{device.name} has {device.compute_capability}; build on the {target.parts} itself, or choose --target trt"
+        )
+    return device.compute_capability
+
+
+def _save_timing_cache(config, options: BuildOptions) -> None:
+    if options.timing_cache is not None and (cache := config.get_timing_cache()) is not None:
+        write_atomically(options.timing_cache, bytes(cache.serialize()))
+
+
+def _no_device(target: Target, logger, error: Exception) -> str:
+    said = logger.last_error() or one_line(error)
+    return (
+        f"{target.library} cannot start on this machine ({said}); {target.name} is built on the device itself, so run "
+        "this there with its driver installed"
+        if not target.ahead_of_time
+        else f"{target.library} cannot start on this machine ({said}); reinstall it with: {target.package}"
+    )
+
+
+# ----------------------------------------------------------------------- objects that the library calls back
+
+
+def _logger(library: ModuleType):
+    class Logger(library.ILogger):
+        """Keeps what the library says: warnings once each, errors in full."""
+
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)
+            self.warnings: list[str] = []
+            self.errors: list[str] = []
+
+        def log(self, severity, message: str) -> None:
+            text = " ".join(str(message).split())
+            if severity == library.ILogger.WARNING:
+                if text not in self.warnings:
+                    self.warnings.append(text)
+            elif severity in (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR):
+                self.errors.append(text)
+
+        def last_error(self) -> str:
+            return self.errors[-1] if self.errors else ""
+
+    return Logger()
+
+
+def _monitor(library: ModuleType, on_progress: Callable[[int, int], None], stopped: Callable[[], bool]):
+    class Monitor(library.IProgressMonitor):
+        """Steps of all phases together; the library asks after each whether to go on."""
+
+        def __init__(self) -> None:
+            library.IProgressMonitor.__init__(self)
+            self.done = self.total = 0
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.total += num_steps
+            on_progress(self.done, self.total)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self.done = min(self.done + 1, self.total)
+            on_progress(self.done, self.total)
+            return not stopped()
+
+        def phase_finish(self, phase_name: str) -> None:
+            pass
+
+    return Monitor()
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks the build to end behind its step: an exception could not cross the library's frames."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    previous = signal.signal(signal.SIGINT, lambda number, frame: asked.set())
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)
