@@ -43,10 +43,10 @@ def test_a_driver_that_is_too_old():
 def test_what_pycuda_refuses(name):
     runtime = FakeRuntime()
     driver = FakePyCuda(runtime, fails=name)
-    with pytest.raises(EngineError, match=r"of pycuda failed on the GPU \(.* failed: out of memory\); free memory"):
-        with closing(PyCuda(driver, DEVICE)) as cuda:
-            cuda.allocate(4)
-            cuda.pin(4)
+    refusal = pytest.raises(EngineError, match=r"of pycuda failed on the GPU \(.* failed: out of memory\); free memory")
+    with refusal, closing(PyCuda(driver, DEVICE)) as cuda:
+        cuda.allocate(4)
+        cuda.pin(4)
     assert driver.pushed == 0
 
 
