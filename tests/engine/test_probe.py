@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -279,6 +280,12 @@ def test_nothing_there(asked):
 
 def test_a_driver_that_tells_nothing():
     assert probe._driver(Machine(load=lambda name: Driver("x", (8, 9), 0))).state == FAILS
+
+
+def test_a_jetson_needs_no_training_stack():
+    code = "import sys, grd_edge.engine.probe, grd_edge.engine.tensorrt; "
+    code += "print([m for m in ('torch', 'onnx', 'pydantic', 'yaml') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
 class TestCommand:
