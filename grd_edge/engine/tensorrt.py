@@ -23,7 +23,6 @@ from grd_edge.files import sha256_hex, write_atomically
 
 # Batch sizes that get a graph of their own; a graph costs device memory, and frames come in few sizes.
 GRAPHS = 16
-_TITLES = {RTX: "TensorRT-RTX"}
 
 
 def library_of(target: str) -> Any:
@@ -113,7 +112,7 @@ class TensorRtEngine:
             stack.callback(self._cuda.close)
             device = self._cuda.device
             check_fits(fingerprint, target, device, self._trt.__version__)
-            title = _TITLES.get(fingerprint.library, "TensorRT")
+            title = "TensorRT-RTX" if fingerprint.library == RTX else "TensorRT"
             self.version = f"{title} {self._trt.__version__}, {device.name} ({device.compute_capability})"
             self.no_graphs = self._cuda.no_graphs
             self._log = error_log(self._trt)
@@ -122,6 +121,7 @@ class TensorRtEngine:
             self._settle_io(batch_limit)
             self._settle_runtime(engine, fingerprint, cache_dir)
             self._allocate(stack)
+            stack.callback(self._forget)  # now before the memory, too
             self._stack = stack.pop_all()
 
     def __enter__(self) -> TensorRtEngine:
