@@ -20,7 +20,7 @@ FINGERPRINT = Fingerprint(
     driver_floor="570",
     precision="fp16",
     profile="1:3:8",
-    onnx_sha256="0" * 64,
+    onnx_sha256="ab" * 32,
 )
 
 
