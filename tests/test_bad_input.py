@@ -613,10 +613,10 @@ TABLE = {
         "nothing called 'onnxrutime'",
         "did you mean 'onnxruntime'? choose torch",
     ),
-    "comparison with an engine to come": (
+    "comparison with an engine that was not built": (
         lambda w: ["eval", w.stock / "part.grdb", "--data", w.parts(), "--against", "tensorrt"],
-        "TensorRT engine is not written yet",
-        "compare with torch",
+        "part.grdb has no TensorRT engine",
+        "build one with: grd-edge build engine",
     ),
     "comparison with a precision the bundle lacks": (
         lambda w: ["eval", w.stock / "part.grdb", "--data", w.parts(), "--against", "native:int8"],

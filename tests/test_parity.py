@@ -20,7 +20,7 @@ from grd_edge.bundle import MODEL, read_bundle, write_decision
 from grd_edge.config import config_from_mapping
 from grd_edge.data.dataset import Sample, dataset_from_folder
 from grd_edge.engine.against import Backend, against_from_text, reference_inspector
-from grd_edge.errors import BundleError, InputError, MissingExtraError
+from grd_edge.errors import BundleError, InputError
 from grd_edge.evaluate import evaluated_bundle
 from grd_edge.files import sha256_hex
 from grd_edge.metrics import auroc
@@ -365,18 +365,21 @@ class TestBadReferences:
         monkeypatch.chdir(tmp_path)
         assert against_from_text("native:int8") == Backend("native", "int8")
         assert against_from_text("torch") == Backend("torch")
+        assert against_from_text("tensorrt") == Backend("tensorrt")
+        assert against_from_text("tensorrt:rtx-ada-fp16") == Backend("tensorrt", engine="rtx-ada-fp16")
         assert against_from_text("a.safetensors") == Path("a.safetensors")
         (tmp_path / "models").mkdir()
         assert against_from_text("models") == Path("models")
-        for text, meant in (("onnxruntme", "'onnxruntime'"), ("opnvino", "'openvino'"), ("torch:fp16", "'torch'")):
+        for text, meant in (
+            ("onnxruntme", "'onnxruntime'"),
+            ("opnvino", "'openvino'"),
+            ("torch:fp16", "'torch'"),
+            ("tensorrt:", "'tensorrt'"),
+        ):
             with pytest.raises(InputError, match=f"did you mean {meant}"):
                 against_from_text(text)
         with pytest.raises(InputError, match="choose torch, onnxruntime"):
             against_from_text("xyz")
-
-    def test_tensorrt_is_not_written(self, tiny_bundle_files):
-        with pytest.raises(MissingExtraError, match="not written yet"):
-            reference_inspector(read_bundle(tiny_bundle_files), Backend("tensorrt"))
 
     def test_a_precision_that_the_bundle_lacks(self, tiny_bundle_files, dataset):
         with pytest.raises(BundleError, match=r"no cpu engine of precision 'int8'; it has fp32, .*build bundle"):

@@ -59,8 +59,8 @@ def eval_(
             "--against",
             parser=_against,
             metavar="BACKEND|CHECKPOINT",
-            help="Compare with torch, onnxruntime, openvino or native[:PRECISION] on the bundle's own model, or with a "
-            "checkpoint, image by image.",
+            help="Compare with torch, onnxruntime, openvino, native[:PRECISION] or tensorrt[:TARGET-PRECISION] on the "
+            "bundle's own model, or with a checkpoint, image by image.",
         ),
     ] = None,
     precision: Annotated[

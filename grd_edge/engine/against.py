@@ -9,9 +9,18 @@ import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from grd_edge.bundle import MODEL, Bundle
-from grd_edge.errors import BundleError, CheckFailedError, CheckpointError, ConfigError, InputError, MissingExtraError
+from grd_edge.errors import (
+    BundleError,
+    CheckFailedError,
+    CheckpointError,
+    ConfigError,
+    EngineMismatchError,
+    InputError,
+    MissingExtraError,
+)
 from grd_edge.runtime import Inspector
 from grd_edge.scored import FrameInspector
 from grd_edge.shipped import opened_bundle
@@ -21,31 +30,37 @@ BACKENDS = ("torch", "onnxruntime", "openvino", "native", "tensorrt")
 
 @dataclass(frozen=True)
 class Backend:
-    """One of `BACKENDS`; `native` with the precision of the bundle's engine."""
+    """One of `BACKENDS`; `native` with the precision of the bundle's engine.
+
+    Attributes:
+        engine: of `tensorrt`, TARGET-PRECISION; "" is the one that fits this machine.
+    """
 
     name: str
     precision: str = "fp32"
+    engine: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.precision}" if self.name == "native" else self.name
+        which = self.precision if self.name == "native" else self.engine
+        return f"{self.name}:{which}" if which else self.name
 
 
 def against_from_text(text: str) -> Backend | Path:
-    """What `--against` names: a backend, `native:PRECISION`, or else the path of a checkpoint or of a folder of them.
+    """What `--against` names: a backend, one with what it runs, or else the path of a checkpoint or a folder of them.
 
     Raises:
         InputError: a name that is none of these; the nearest backend is named.
     """
-    name, separator, precision = text.partition(":")
-    if name in BACKENDS and (name == "native" or not separator) and bool(precision) == bool(separator):
-        return Backend(name, precision or "fp32")
+    name, separator, which = text.partition(":")
+    if name in BACKENDS and (name in ("native", "tensorrt") or not separator) and bool(which) == bool(separator):
+        return Backend(name, engine=which) if name == "tensorrt" else Backend(name, which or "fp32")
     if Path(text).suffix or os.sep in text or Path(text).exists():
         return Path(text)
     close = difflib.get_close_matches(name, BACKENDS, n=1, cutoff=0.5)
     meant = f"; did you mean {close[0]!r}?" if close else ";"
     raise InputError(
-        f"there is nothing called {text!r} to compare with{meant} choose {', '.join(BACKENDS)}, native:PRECISION or a "
-        "checkpoint.safetensors"
+        f"there is nothing called {text!r} to compare with{meant} choose {', '.join(BACKENDS)}, native:PRECISION, "
+        "tensorrt:TARGET-PRECISION or a checkpoint.safetensors"
     )
 
 
@@ -55,15 +70,13 @@ def reference_inspector(bundle: Bundle, against: Backend | Path) -> FrameInspect
     Raises:
         BundleError: the bundle lacks what the backend needs: the FP32 model, its configuration, the precision.
         CheckpointError: a checkpoint cannot be read, or belongs to a model that sees other patches than the bundle.
-        MissingExtraError: a backend that cannot be used here.
-        EngineError: see `Inspector`.
+        MissingExtraError: a backend whose package is not installed.
+        EngineError: see `Inspector` and `TensorRtEngine`.
     """
     if isinstance(against, Path):
         return _of_checkpoint(bundle, against)
     if against.name == "tensorrt":
-        raise MissingExtraError(
-            f"the TensorRT engine is not written yet; compare with {', '.join(BACKENDS[:-1])} or a checkpoint"
-        )
+        return _tensorrt(bundle, against.engine)
     if against.name == "native":
         return _native(bundle, against.precision)
     if MODEL not in bundle.files:
@@ -107,6 +120,79 @@ def _native(bundle: Bundle, precision: str) -> Inspector:
         inspector.close()
         raise BundleError(f"{bundle.path} was replaced while it was opened; run this again")
     return inspector
+
+
+def _tensorrt(bundle: Bundle, which: str) -> FrameInspector:
+    from grd_edge.engine.fingerprint import fingerprint_of
+    from grd_edge.engine.inspector import ReferenceInspector, decision_of_bundle, geometry_of_bundle
+    from grd_edge.engine.tensorrt import TensorRtEngine
+
+    entry = _tensorrt_entry(bundle, which)
+    engine = TensorRtEngine(bundle.files[entry["file"]], fingerprint_of(entry), entry["target"])
+    geometry = bundle.manifest["geometry"]
+    seen = geometry["channels"], geometry["patch_h"], geometry["patch_w"]
+    if engine.patch_shape != seen:
+        engine.close()
+        raise BundleError(
+            f"the engine {_label(entry)} of {bundle.path} takes patches {engine.patch_shape} and the bundle cuts "
+            f"{seen}; build it again with: grd-edge build engine {bundle.path} --target {entry['target']}"
+        )
+    return ReferenceInspector(
+        engine.reconstruct,
+        f"{engine.version}, {_label(entry)}",
+        **geometry_of_bundle(bundle),
+        **decision_of_bundle(bundle),
+        close=engine.close,
+    )
+
+
+def _tensorrt_entry(bundle: Bundle, which: str) -> dict[str, Any]:
+    """The engine that is named, or the only one that fits this machine.
+
+    Raises:
+        BundleError: none, or none of that name, or several that fit.
+        EngineMismatchError: none that fits.
+        EngineError: several to choose from, and no driver that tells what this machine is.
+    """
+    from grd_edge.engine.device import device_here
+    from grd_edge.engine.fingerprint import check_fits, fingerprint_of
+    from grd_edge.engine.targets import CLASSIC, RTX, TARGETS
+    from grd_edge.engine.tensorrt import library_of
+
+    known = {_label(entry): entry for entry in bundle.manifest["engines"] if entry["backend"] in (RTX, CLASSIC)}
+    if not known:
+        raise BundleError(
+            f"{bundle.path} has no TensorRT engine; build one with: grd-edge build engine {bundle.path} --target "
+            f"{'|'.join(TARGETS)}"
+        )
+    if which and which not in known:
+        raise BundleError(
+            f"{bundle.path} has no TensorRT engine {which!r}; it has {', '.join(known)}, others are built with: "
+            f"grd-edge build engine {bundle.path} --target TARGET --precision PRECISION"
+        )
+    if which or len(known) == 1:
+        return known[which or next(iter(known))]
+    device, fit, refusals = device_here(), [], []
+    for label, entry in known.items():
+        try:
+            version = library_of(entry["target"]).__version__
+            check_fits(fingerprint_of(entry), entry["target"], device, version)
+        except (EngineMismatchError, MissingExtraError) as error:
+            refusals.append(error)
+        else:
+            fit.append(label)
+    if not fit:
+        raise refusals[0]
+    if len(fit) > 1:
+        raise BundleError(
+            f"{bundle.path} has several TensorRT engines that fit this machine: {', '.join(fit)}; name one, such as "
+            f"--against tensorrt:{fit[0]}"
+        )
+    return known[fit[0]]
+
+
+def _label(entry: dict[str, Any]) -> str:
+    return f"{entry['target']}-{entry['precision']}"
 
 
 def _torch_engine(bundle: Bundle):

@@ -32,6 +32,7 @@ class ReferenceInspector:
         k: patches that make a product defective.
         regions: what `threshold` belongs to.
         roi: (H, W) mask of interest of every frame, nonzero = of interest; None: the whole frame.
+        close: gives back what `reconstruct` holds.
     """
 
     def __init__(
@@ -49,17 +50,19 @@ class ReferenceInspector:
         k: int = 1,
         regions: Regions = WHOLE_FRAME,
         roi: np.ndarray | None = None,
+        close: Callable[[], None] = lambda: None,
     ) -> None:
         self.reconstruct, self.engine_version = reconstruct, version
         self.grid, self.scale_px, self.channels = grid, scale_px, channels
         self.decides, self.window, self.local_window_px = decides, window, local_window_px
         self.threshold, self.k, self.regions, self.roi = threshold, k, regions, roi
+        self.close = close
 
     def __enter__(self) -> ReferenceInspector:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        pass
+        self.close()
 
     @torch.inference_mode()
     def inspect(
