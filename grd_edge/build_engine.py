@@ -19,7 +19,6 @@ from grd_edge.engine.builder import (
     BuiltEngine,
     check_options,
     engine_from_onnx,
-    library_of,
 )
 from grd_edge.engine.fingerprint import engine_entry
 from grd_edge.engine.fusion_check import Finding, findings_of

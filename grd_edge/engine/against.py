@@ -156,8 +156,8 @@ def _tensorrt_entry(bundle: Bundle, which: str) -> dict[str, Any]:
     """
     from grd_edge.engine.device import device_here
     from grd_edge.engine.fingerprint import check_fits, fingerprint_of
-    from grd_edge.engine.targets import CLASSIC, RTX, TARGETS
-    from grd_edge.engine.tensorrt import library_of
+    from grd_edge.engine.library import library_of
+    from grd_edge.engine.targets import CLASSIC, RTX, TARGETS, target_named
 
     known = {_label(entry): entry for entry in bundle.manifest["engines"] if entry["backend"] in (RTX, CLASSIC)}
     if not known:
@@ -175,7 +175,7 @@ def _tensorrt_entry(bundle: Bundle, which: str) -> dict[str, Any]:
     device, fit, refusals = device_here(), [], []
     for label, entry in known.items():
         try:
-            version = library_of(entry["target"]).__version__
+            version = library_of(target_named(entry["target"])).__version__
             check_fits(fingerprint_of(entry), entry["target"], device, version)
         except (EngineMismatchError, MissingExtraError) as error:
             refusals.append(error)

@@ -7,27 +7,21 @@ Source: docs/design/tensorrt.md; TensorRT and TensorRT-RTX documentation.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 from grd_edge.engine.fingerprint import Fingerprint, numbers
-from grd_edge.engine.targets import CLASSIC, LAST_CLASSIC, LEAST_CLASSIC, RTX, Target
-from grd_edge.errors import EngineError, InputError, MissingExtraError, StoppedError, one_line
+from grd_edge.engine.library import check_header, driver_floor, library_of, log_of
+from grd_edge.engine.targets import RTX, Target
+from grd_edge.errors import EngineError, InputError, StoppedError, one_line
 from grd_edge.files import sha256_hex, write_atomically
 
-MAGIC = {RTX: b"vtrt", CLASSIC: b"ftrt"}
-HEADER_BYTES = 64
-# Least NVIDIA driver of the CUDA major version that a build links. Source: CUDA release notes, minor version
-# compatibility.
-DRIVER_FLOORS = {12: "525.60.13", 13: "580.65.06"}
 # Releases whose DLA compiler exists; elsewhere DLA is refused. Source: TensorRT 11.4.1 documentation, working with DLA.
 DLA_UNTIL, DLA_AGAIN = (10, 7), (11, 4, 1)
 DLA_PARTS = ("jetson-orin",)
@@ -90,29 +84,6 @@ class BuiltEngine(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def library_of(target: Target) -> ModuleType:
-    """The Python package that builds for a target, of a version that is known to work.
-
-    Raises:
-        MissingExtraError: it is not installed, or its libraries are not.
-        EngineError: its version is none that is supported.
-    """
-    try:
-        library = importlib.import_module(target.library)
-    except (ImportError, OSError) as error:  # OSError: the bindings are there, what they load is not
-        raise MissingExtraError(
-            f"{target.library} is needed to build for {target.name} and cannot be imported ({one_line(error)}); "
-            f"install it with: {target.package}"
-        ) from error
-    version = numbers(library.__version__)
-    if target.library == CLASSIC and not LEAST_CLASSIC <= version[:2] <= LAST_CLASSIC:
-        raise EngineError(
-            f"TensorRT {library.__version__} is installed; grd-edge takes {'.'.join(map(str, LEAST_CLASSIC))} to "
-            f"{LAST_CLASSIC[0]}.x: install one of these"
-        )
-    return library
-
-
 def check_options(target: Target, options: BuildOptions, library: ModuleType) -> None:
     """Raises InputError for options that a target or its library does not have."""
     version = library.__version__
@@ -159,13 +130,13 @@ def engine_from_onnx(
     check_options(target, options, library)
     start = time.monotonic()
     with _stoppable() as stopped:
-        logger = _logger(library)
+        log = log_of(library)
         try:
-            builder = library.Builder(logger)
+            builder = library.Builder(log)
         except Exception as error:  # pybind's classes are made by no factory: without a device they raise TypeError
-            raise EngineError(_no_device(target, logger, error)) from error
+            raise EngineError(_no_device(target, log, error)) from error
         network = builder.create_network(_strong_typing(library))
-        parser = library.OnnxParser(network, logger)
+        parser = library.OnnxParser(network, log)
         if not parser.parse(model):
             said = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or "it gives no reason"
             raise InputError(
@@ -182,7 +153,7 @@ def engine_from_onnx(
         if plan is None:
             raise EngineError(
                 f"{target.library} {library.__version__} cannot build {precision} for {target.name} "
-                f"({logger.last_error()}); try another precision or --form, or keep the layer that it names"
+                f"({log.words()}); try another precision or --form, or keep the layer that it names"
             )
         data = bytes(plan)
         _save_timing_cache(config, options)
@@ -191,34 +162,13 @@ def engine_from_onnx(
         library=target.library,
         version=library.__version__,
         compute_capabilities=capabilities,
-        driver_floor=DRIVER_FLOORS[_cuda_major(library)],
+        driver_floor=driver_floor(library),
         precision=precision,
         profile=options.profile,
         onnx_sha256=sha256_hex(model),
         compatibility=options.compatibility,
     )
-    return BuiltEngine(data, fingerprint, time.monotonic() - start, tuple(logger.warnings))
-
-
-def check_header(data: bytes, library: str, version: str) -> None:
-    """Whether bytes begin as an engine of a library does; TensorRT-RTX also writes its length and version there.
-
-    Raises:
-        EngineError: another kind of file, cut short, or of another version.
-    """
-    again = "build it again with: grd-edge build engine"
-    if len(data) < HEADER_BYTES or data[:4] not in MAGIC.values():
-        raise EngineError(f"these {len(data)} bytes are no TensorRT engine; {again}")
-    if data[:4] != MAGIC[library]:
-        other = next(name for name, magic in MAGIC.items() if magic == data[:4])
-        raise EngineError(f"this is an engine of {other} and {library} was to run it; {again}")
-    if library == RTX:
-        length = int.from_bytes(data[16:24], "little")
-        if length != len(data):
-            raise EngineError(f"the engine has {len(data)} bytes and says {length}: it was cut short; {again}")
-        built = tuple(data[24:28])
-        if built[:3] != numbers(version)[:3]:
-            raise EngineError(f"the engine was built by {library} {'.'.join(map(str, built))}, not {version}; {again}")
+    return BuiltEngine(data, fingerprint, time.monotonic() - start, tuple(log.warnings))
 
 
 # ------------------------------------------------------------------------------------ where versions differ
@@ -228,15 +178,6 @@ def _strong_typing(library: ModuleType) -> int:
     """Flags of a network whose types are those of the model: asked for in 10.x, the only way in 11."""
     flag = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
-
-
-def _cuda_major(library: ModuleType) -> int:
-    """CUDA that the installed build links: told by the name of its package, else that of its release."""
-    for major in DRIVER_FLOORS:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            metadata.version(f"{library.__name__}_cu{major}")
-            return major
-    return 12 if library.__name__ == CLASSIC and numbers(library.__version__) < (10, 13) else 13
 
 
 def _hardware_level(library: ModuleType, name: str):
@@ -258,6 +199,9 @@ def _configure(library, builder, network, config, target: Target, options: Build
     profile.set_shape(x.name, *((batch, *shape) for batch in options.batches))
     config.add_optimization_profile(profile)
     if target.library == RTX:
+        # Without it the engine may allocate while it runs, which a captured graph cannot.
+        if (flag := getattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)) is not None:
+            config.set_flag(flag)
         config.num_compute_capabilities = len(target.compute_capabilities)
         for index, capability in enumerate(target.compute_capabilities):
             part = getattr(library.ComputeCapability, f"SM{capability.replace('.', '')}", None)
@@ -307,8 +251,8 @@ def _save_timing_cache(config, options: BuildOptions) -> None:
         write_atomically(options.timing_cache, bytes(cache.serialize()))
 
 
-def _no_device(target: Target, logger, error: Exception) -> str:
-    said = logger.last_error() or one_line(error)
+def _no_device(target: Target, log, error: Exception) -> str:
+    said = log.words() or one_line(error)
     return (
         f"{target.library} cannot start on this machine ({said}); {target.name} is built on the device itself, so run "
         "this there with its driver installed"
@@ -318,29 +262,6 @@ def _no_device(target: Target, logger, error: Exception) -> str:
 
 
 # ----------------------------------------------------------------------- objects that the library calls back
-
-
-def _logger(library: ModuleType):
-    class Logger(library.ILogger):
-        """Keeps what the library says: warnings once each, errors in full."""
-
-        def __init__(self) -> None:
-            library.ILogger.__init__(self)
-            self.warnings: list[str] = []
-            self.errors: list[str] = []
-
-        def log(self, severity, message: str) -> None:
-            text = " ".join(str(message).split())
-            if severity == library.ILogger.WARNING:
-                if text not in self.warnings:
-                    self.warnings.append(text)
-            elif severity in (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR):
-                self.errors.append(text)
-
-        def last_error(self) -> str:
-            return self.errors[-1] if self.errors else ""
-
-    return Logger()
 
 
 def _monitor(library: ModuleType, on_progress: Callable[[int, int], None], stopped: Callable[[], bool]):

@@ -46,7 +46,7 @@ def _check(cuda, code: int) -> None:
 
 
 def _driver_version(path: str = "/proc/driver/nvidia/version") -> str:
-    """Such as `580.65.06`; "" where the kernel module does not tell (as on Jetson)."""
+    """Such as `580.65.06`; "" where the kernel module does not tell."""
     try:
         with open(path, encoding="utf-8") as file:
             words = file.readline().split()

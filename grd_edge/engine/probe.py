@@ -19,8 +19,8 @@ from typing import Any
 from grd_edge import _native
 from grd_edge.engine.device import LIBRARY, device_here
 from grd_edge.engine.fingerprint import numbers
+from grd_edge.engine.library import library_of
 from grd_edge.engine.targets import RTX, Target
-from grd_edge.engine.tensorrt import library_of
 from grd_edge.errors import EngineError, EngineMismatchError, GrdError, MissingExtraError
 
 OK, NOTE, FAILS = "ok", "note", "fails"
@@ -170,7 +170,7 @@ def _package(target: Target, machine: Machine, native: bool) -> tuple[str, Item]
     """Version of TensorRT for this Python ("": none), and its point."""
     name = f"{target.library} for Python"
     try:
-        version = library_of(target.name).__version__
+        version = library_of(target).__version__
     except (MissingExtraError, EngineMismatchError) as error:
         item = _of_error(name, NOTE if native else FAILS, error)
     else:

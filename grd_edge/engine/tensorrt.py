@@ -8,7 +8,6 @@ Source: docs/design/tensorrt-runner.md.
 
 from __future__ import annotations
 
-import importlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,57 +15,14 @@ from typing import Any
 import numpy as np
 
 from grd_edge.engine.cuda_driver import Cuda, opened_cuda
-from grd_edge.engine.fingerprint import Fingerprint, check_fits, numbers
-from grd_edge.engine.targets import LAST_CLASSIC, LEAST_CLASSIC, RTX, target_named
-from grd_edge.errors import EngineError, EngineMismatchError, InputError, MissingExtraError, one_line
+from grd_edge.engine.fingerprint import Fingerprint, check_fits
+from grd_edge.engine.library import library_of, log_of
+from grd_edge.engine.targets import RTX, target_named
+from grd_edge.errors import EngineError, EngineMismatchError, InputError
 from grd_edge.files import sha256_hex, write_atomically
 
 # Batch sizes that get a graph of their own; a graph costs device memory, and frames come in few sizes.
 GRAPHS = 16
-
-
-def library_of(target: str) -> Any:
-    """The module that runs engines of a target, `tensorrt` or `tensorrt_rtx`.
-
-    Raises:
-        MissingExtraError: it is not installed.
-        EngineMismatchError: a release that this package does not know.
-    """
-    known = target_named(target)
-    try:
-        trt = importlib.import_module(known.library)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{known.library} is needed to run an engine of {target} and cannot be imported ({one_line(error)}); "
-            f"install it with: {known.package}"
-        ) from error
-    release = numbers(trt.__version__)[:2]
-    if known.library != RTX and not LEAST_CLASSIC <= release <= LAST_CLASSIC:
-        raise EngineMismatchError(
-            f"TensorRT {trt.__version__} is installed and {'.'.join(map(str, LEAST_CLASSIC))} to "
-            f"{LAST_CLASSIC[0]}.x are known; install one of these"
-        )
-    return trt
-
-
-def error_log(trt: Any) -> Any:
-    """A logger of TensorRT that keeps its errors and prints nothing."""
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self._errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity.value <= trt.ILogger.Severity.ERROR.value:
-                self._errors.append(" ".join(message.split()))
-
-        def words(self) -> str:
-            """The first error since this was asked, which the others follow from; for the middle of a sentence."""
-            errors, self._errors = self._errors, []
-            return errors[0] if errors else "no reason given"
-
-    return Log()
 
 
 class TensorRtEngine:
@@ -105,7 +61,7 @@ class TensorRtEngine:
         cache_dir: Path | None = None,
         cuda: Cuda | None = None,
     ) -> None:
-        self._trt = library_of(target)
+        self._trt = library_of(target_named(target))
         self._target = target
         with ExitStack() as stack:
             self._cuda = cuda or opened_cuda()
@@ -115,7 +71,7 @@ class TensorRtEngine:
             title = "TensorRT-RTX" if fingerprint.library == RTX else "TensorRT"
             self.version = f"{title} {self._trt.__version__}, {device.name} ({device.compute_capability})"
             self.no_graphs = self._cuda.no_graphs
-            self._log = error_log(self._trt)
+            self._log = log_of(self._trt)
             stack.callback(self._forget)
             self._engine = self._deserialized(engine, title)
             self._settle_io(batch_limit)

@@ -10,6 +10,7 @@ import pytest
 
 from grd_edge.engine import cuda_driver, tensorrt
 from grd_edge.engine.cuda_driver import CudaBindings, PyCuda
+from grd_edge.engine.targets import TARGETS
 from grd_edge.engine.tensorrt import TensorRtEngine, runtime_cache_name
 from grd_edge.errors import EngineError, EngineMismatchError, MissingExtraError
 from tests.engine.fakes import (
@@ -298,7 +299,7 @@ class TestRefusals:
             machine.open()
         monkeypatch.setitem(sys.modules, "tensorrt", None)
         with pytest.raises(MissingExtraError, match=r"jetson-orin .*python3-libnvinfer package of JetPack"):
-            tensorrt.library_of("jetson-orin")
+            tensorrt.library_of(TARGETS["jetson-orin"])
 
     @pytest.mark.parametrize("version", ["8.6.1", "10.2.0.19", "12.0.1"])
     def test_a_release_that_is_not_known(self, machine, version):

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from grd_edge.engine.cuda_driver import CudaBindings
 from grd_edge.engine.fingerprint import Fingerprint
-from grd_edge.engine.tensorrt import TensorRtEngine, error_log
+from grd_edge.engine.library import log_of
+from grd_edge.engine.tensorrt import TensorRtEngine
 from grd_edge.errors import EngineError
 from tests.engine.fakes import DEVICE, FakeRuntime, FakeTensorRt, refused
 
@@ -33,7 +34,7 @@ def engine() -> bytes:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     model.ir_version = 9
     onnx.checker.check_model(model)
-    log = error_log(trt)
+    log = log_of(trt)
     builder = trt.Builder(log)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, log)
@@ -49,7 +50,7 @@ def engine() -> bytes:
 
 def damaged(engine: bytes) -> dict[str, bytes]:
     noise = np.random.default_rng(0).bytes(5000)
-    header = trt.Runtime(error_log(trt)).engine_header_size
+    header = trt.Runtime(log_of(trt)).engine_header_size
     assert 0 < header < len(engine)
     return {
         "nothing": b"",
