@@ -23,6 +23,7 @@ from grd_edge.engine.builder import (
 from grd_edge.engine.fingerprint import engine_entry
 from grd_edge.engine.fusion_check import Finding, findings_of
 from grd_edge.engine.layer_report import LayerReport, report_from_graph
+from grd_edge.engine.library import library_of
 from grd_edge.engine.onnxruntime import reconstruction_difference
 from grd_edge.engine.targets import CPU, TARGETS, Target, checked_precisions
 from grd_edge.engine.typed import FORM, parsed_model, typed_from_onnx

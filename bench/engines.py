@@ -1,0 +1,100 @@
+"""TensorRT engines of a whole profile, built ahead of time: seconds, sizes, and the memory that it takes.
+
+    python -m grd_edge.bench.engines --profile deepindustrial_sn
+
+Weights are random and ranges come from noise: neither changes what the builder has to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from grd_edge.bench.upsampling import random_checkpoint
+
+from grd_edge.build import bundle_from_checkpoint
+from grd_edge.build_engine import engines_into_bundle, plan_of_engines
+from grd_edge.bundle import MODEL
+from grd_edge.calibrate import MIN_PATCHES, ranges_from_images
+from grd_edge.config import load_config
+from grd_edge.engine.targets import target_named
+from grd_edge.precision import Choice, only_fp32
+from grd_edge.recipes import Minmax
+from grd_edge.search import RANGES
+
+TARGETS = ("rtx-ampere", "rtx-ada", "rtx-blackwell")
+
+
+def random_bundle(profile: str, path: Path) -> None:
+    """A bundle of a profile with random weights, and the ranges of its activations on noise."""
+    checkpoint = random_checkpoint(load_config(profile=profile))
+    shape = checkpoint.config.model
+
+    def choose(model: bytes) -> Choice:
+        x = np.random.default_rng(0).random((MIN_PATCHES, shape.channels, shape.patch_h, shape.patch_w), np.float32)
+        table = ranges_from_images(model, [x], recipe=Minmax(algorithm="minmax"), images_sha256="")
+        choice = only_fp32(MODEL, "weights are random")
+        choice.files[RANGES] = table.to_bytes()
+        return choice
+
+    bundle_from_checkpoint(checkpoint, path, choose=choose)
+
+
+def _build(path: Path, target: str, precision: str, queue) -> None:
+    start = time.monotonic()
+    _, ((_, engine),) = engines_into_bundle(plan_of_engines(path, [target_named(target)], [precision]))
+    queue.put(
+        {
+            "target": target,
+            "precision": precision,
+            "seconds": round(time.monotonic() - start, 1),
+            "builder_seconds": round(engine.seconds, 1),
+            "engine_mib": round(len(engine.data) / 2**20, 1),
+            "peak_gib": round(_peak_bytes() / 2**30, 2),
+        }
+    )
+
+
+def _peak_bytes() -> int:
+    """Most memory that this process has held; unlike that of getrusage it is not that of its parent."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def measured_builds(path: Path, precisions: tuple[str, ...] = ("fp16", "int8")) -> list[dict]:
+    """Each engine of a bundle, built in a process of its own, so that its peak memory is its own."""
+    context = multiprocessing.get_context("spawn")
+    found = []
+    for target in TARGETS:
+        for precision in precisions:
+            queue = context.Queue()
+            process = context.Process(target=_build, args=(path, target, precision, queue))
+            process.start()
+            process.join()
+            if process.exitcode:
+                raise RuntimeError(f"building {precision} for {target} ended with exit code {process.exitcode}")
+            found.append(queue.get())
+            print(json.dumps(found[-1]), flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", default="deepindustrial_sn")
+    parser.add_argument("--bundle", type=Path, help="build from this bundle instead; it is changed")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = arguments.bundle
+        if path is None:
+            path = Path(folder) / "random.grdb"
+            random_bundle(arguments.profile, path)
+        measured_builds(path)
+
+
+if __name__ == "__main__":
+    main()
