@@ -21,6 +21,7 @@ from grd_edge.build import bundle_from_checkpoint
 from grd_edge.build_engine import engines_into_bundle, plan_of_engines
 from grd_edge.bundle import MODEL
 from grd_edge.calibrate import MIN_PATCHES, ranges_from_images
+from grd_edge.checkpoint import Checkpoint
 from grd_edge.config import load_config
 from grd_edge.engine.targets import target_named
 from grd_edge.precision import Choice, only_fp32
@@ -30,15 +31,14 @@ from grd_edge.search import RANGES
 TARGETS = ("rtx-ampere", "rtx-ada", "rtx-blackwell")
 
 
-def random_bundle(profile: str, path: Path) -> None:
-    """A bundle of a profile with random weights, and the ranges of its activations on noise."""
-    checkpoint = random_checkpoint(load_config(profile=profile))
+def ranged_bundle(checkpoint: Checkpoint, path: Path) -> None:
+    """An fp32 bundle, with the ranges of its activations on noise."""
     shape = checkpoint.config.model
 
     def choose(model: bytes) -> Choice:
         x = np.random.default_rng(0).random((MIN_PATCHES, shape.channels, shape.patch_h, shape.patch_w), np.float32)
         table = ranges_from_images(model, [x], recipe=Minmax(algorithm="minmax"), images_sha256="")
-        choice = only_fp32(MODEL, "weights are random")
+        choice = only_fp32(MODEL, "it was not measured")
         choice.files[RANGES] = table.to_bytes()
         return choice
 
@@ -92,7 +92,7 @@ def main() -> None:
         path = arguments.bundle
         if path is None:
             path = Path(folder) / "random.grdb"
-            random_bundle(arguments.profile, path)
+            ranged_bundle(random_checkpoint(load_config(profile=arguments.profile)), path)
         measured_builds(path)
 
 

@@ -26,7 +26,7 @@ from grd_edge.engine.layer_report import LayerReport, report_from_graph
 from grd_edge.engine.library import library_of
 from grd_edge.engine.onnxruntime import reconstruction_difference
 from grd_edge.engine.targets import CPU, TARGETS, Target, checked_precisions
-from grd_edge.engine.typed import FORM, parsed_model, typed_from_onnx
+from grd_edge.engine.typed import FORM, check_generator, parsed_model, typed_from_onnx
 from grd_edge.errors import BundleError, InputError
 from grd_edge.files import sha256_hex
 from grd_edge.ranges import RangeTable, read_table, table_from_json
@@ -114,6 +114,9 @@ def plan_of_engines(
         raise BundleError(
             f"{bundle.path} holds no {bundles.MODEL}, which engines are built from; build the bundle again"
         )
+    geometry = bundle.manifest["geometry"]
+    shape = geometry["channels"], geometry["patch_h"], geometry["patch_w"]
+    check_generator(parsed_model(bundle.files[bundles.MODEL]), shape)
     models: dict[str, Planned] = {}
     for precision in dict.fromkeys(each for _, each in jobs):
         watch.stage(f"writing the {precision} model")
@@ -128,7 +131,10 @@ def _planned(bundle: Bundle, precision: str, ranges: Path | None, keep: tuple[st
         keep = tuple(dict.fromkeys((*keep, *_kept_on_cpu(bundle))))
     model = typed_from_onnx(fp32, precision, table=table, keep=keep, form=form)
     parsed = parsed_model(model)
-    differences = reconstruction_difference(model, bundle.files[bundles.MODEL], f"the {precision} model")
+    run = (
+        typed_from_onnx(fp32, precision, table=table, keep=keep, form=form, half=False) if precision == "fp8" else model
+    )
+    differences = reconstruction_difference(run, bundle.files[bundles.MODEL], f"the {precision} model")
     findings = findings_of(parsed, (*keep, *(table.keep if table else ())))
     return Planned(precision, model, form, keep, tuple(findings), report_from_graph(parsed), *differences)
 

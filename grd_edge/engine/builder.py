@@ -138,9 +138,8 @@ def engine_from_onnx(
         network = builder.create_network(_strong_typing(library))
         parser = library.OnnxParser(network, log)
         if not parser.parse(model):
-            said = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or "it gives no reason"
             raise InputError(
-                f"{target.library} does not take the model ({one_line(ValueError(said))}); export it again with: "
+                f"{target.library} does not take the model ({_parser_words(parser)}); export it again with: "
                 "grd-edge build onnx"
             )
         config = builder.create_builder_config()
@@ -244,6 +243,16 @@ def _capability_here(target: Target) -> str:
             f"{device.name} has {device.compute_capability}; build on the {target.parts} itself, or choose --target trt"
         )
     return device.compute_capability
+
+
+def _parser_words(parser) -> str:
+    """The first error of an ONNX parser, with the node that it is about where the release tells it."""
+    if not parser.num_errors:
+        return "it gives no reason"
+    error = parser.get_error(0)
+    node = [ask() for name in ("node_operator", "node_name") if callable(ask := getattr(error, name, None))]
+    about = " ".join(each for each in node if each)
+    return " ".join(f"{about}: {error.desc()}".split()) if about else " ".join(error.desc().split())
 
 
 def _save_timing_cache(config, options: BuildOptions) -> None:

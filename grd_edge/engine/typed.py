@@ -26,6 +26,7 @@ def typed_from_onnx(
     table: RangeTable | None = None,
     keep: Collection[str] = (),
     form: str = FORM,
+    half: bool = True,
 ) -> bytes:
     """Serialized model of the same input and output, both FP32; the sigmoid is computed in FP32, what is not quantized
     in FP16.
@@ -36,6 +37,7 @@ def typed_from_onnx(
         keep: layers, or patterns of them, of a higher precision: FP16 where the rest is quantized, else FP32. For the
             quantized precisions they join those of the table.
         form: of `graph.forms`: how transposed convolutions and the output are computed.
+        half: False leaves in FP32 what is not quantized: for ONNX Runtime, whose FP8 (1.32) is wrong in FP16.
 
     Raises:
         InputError: no table, a stale one, an unknown layer or form, a model that cannot be cast or quantized.
@@ -54,8 +56,24 @@ def typed_from_onnx(
         codes = quantized(written, table, style=_STYLES[precision], keep=keep)
         if precision != "fp8":  # which ONNX's depth-to-space does not take
             codes = quantized_before_moves(codes)
-        typed = half_precision(codes, keep_output_fp32=True)
+        typed = half_precision(codes, keep_output_fp32=True) if half else codes
     return typed.SerializeToString(deterministic=True)
+
+
+def check_generator(model: onnx.ModelProto, patch_shape: tuple[int, int, int]) -> None:
+    """Raises InputError for a model that is no x -> x_hat of patches (N, C, patch_h, patch_w), N free, both FP32."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    found = []
+    for values in ([each for each in model.graph.input if each.name not in stored], model.graph.output):
+        kinds = [each.type.tensor_type for each in values]
+        found.append([(kind.elem_type, [dim.dim_value for dim in kind.shape.dim]) for kind in kinds])
+    expected = [(onnx.TensorProto.FLOAT, [0, *patch_shape])]  # 0: not fixed
+    if found != [expected, expected]:
+        told = " and ".join("; ".join(str(shape) for _, shape in side) or "nothing" for side in found)
+        raise InputError(
+            f"the model is no generator of this bundle: it takes and gives {told}, where float32 patches "
+            f"[N, {', '.join(map(str, patch_shape))}] with any N are needed on both sides; build the bundle again"
+        )
 
 
 def parsed_model(data: bytes) -> onnx.ModelProto:
