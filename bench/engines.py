@@ -19,14 +19,13 @@ from grd_edge.bench.upsampling import random_checkpoint
 
 from grd_edge.build import bundle_from_checkpoint
 from grd_edge.build_engine import engines_into_bundle, plan_of_engines
-from grd_edge.bundle import MODEL
+from grd_edge.bundle import MODEL, RANGES
 from grd_edge.calibrate import MIN_PATCHES, ranges_from_images
 from grd_edge.checkpoint import Checkpoint
 from grd_edge.config import load_config
 from grd_edge.engine.targets import target_named
 from grd_edge.precision import Choice, only_fp32
 from grd_edge.recipes import Minmax
-from grd_edge.search import RANGES
 
 TARGETS = ("rtx-ampere", "rtx-ada", "rtx-blackwell")
 

@@ -1,4 +1,4 @@
-"""Bundle -> the same bundle with TensorRT engines in it, for parts that need not be here.
+"""Bundle -> the same bundle with TensorRT engines in it, for parts that need not be here. Never imports torch.
 
 Source: docs/design/tensorrt.md, docs/bundle.md.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from grd_edge import bundle as bundles
-from grd_edge.bundle import Bundle, read_bundle
+from grd_edge.bundle import RANGES, Bundle, read_bundle
 from grd_edge.engine.builder import (
     BuildOptions,
     BuiltEngine,
@@ -30,7 +30,7 @@ from grd_edge.engine.typed import FORM, check_generator, parsed_model, typed_fro
 from grd_edge.errors import BundleError, InputError
 from grd_edge.files import sha256_hex
 from grd_edge.ranges import RangeTable, read_table, table_from_json
-from grd_edge.search import RANGES, SILENT, Watcher
+from grd_edge.watch import SILENT, Watcher
 
 EXTENSION = ".engine"
 UNMEASURED = "unmeasured: it was built without the device"

@@ -33,6 +33,8 @@ from grd_edge.regions import WHOLE_FRAME, Regions, mask_from_pgm
 from grd_edge.staging import put_in_place, staging
 
 MODEL = "models/fp32.onnx"
+RANGES = "models/ranges.json"
+FINE_TUNED = "models/fine-tuned.onnx"  # what the ranges belong to, where it is not MODEL
 ROI = "roi.pgm"
 MAX_JSON_BYTES = 1 << 20
 UNSEALED = "0" * 64

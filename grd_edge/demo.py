@@ -14,7 +14,7 @@ import numpy as np
 
 from grd_edge.bench.baselines import race_scores
 from grd_edge.bench.timer import Timing, interleaved, speedup
-from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle, roi_of_dataset
+from grd_edge.build import bundle_from_checkpoint, roi_of_dataset
 from grd_edge.bundle import MODEL
 from grd_edge.checkpoint import write_checkpoint
 from grd_edge.config import Config, load_config
@@ -29,10 +29,10 @@ from grd_edge.machine import cpu_name
 from grd_edge.parity import parity_of
 from grd_edge.precision import Request
 from grd_edge.products import ProductRule
+from grd_edge.recalibrate import recalibrated_bundle
 from grd_edge.report.contact_sheet import Panel, write_contact_sheet
 from grd_edge.runtime import Inspector
 from grd_edge.scored import scored_from_samples
-from grd_edge.search import Watcher as SearchWatcher
 from grd_edge.search import choice_of_checkpoint
 from grd_edge.train import Progress, checkpoint_from_dataset, untrained_checkpoint
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnx
 
+from grd_edge.bundle import FINE_TUNED, RANGES
 from grd_edge.calibrate import ranges_from_images
 from grd_edge.checkpoint import Checkpoint
 from grd_edge.config import Config
@@ -38,22 +39,10 @@ from grd_edge.ranges import RangeTable
 from grd_edge.recipes import DEFAULT_RECIPE, load_recipe
 from grd_edge.selection import Selection, selection_from_samples, spread
 from grd_edge.sensitivity import keep_order, layer_effects
+from grd_edge.watch import SILENT, Watcher
 
 MODEL = "models/int8-openvino.onnx"
-RANGES = "models/ranges.json"
-FINE_TUNED = "models/fine-tuned.onnx"
 STYLE = "openvino"
-
-
-@dataclass(frozen=True)
-class Watcher:
-    """What a front end is told: the step that begins, and how far it is."""
-
-    stage: Callable[[str], None] = lambda text: None
-    progress: Callable[[int, int], None] = lambda done, total: None
-
-
-SILENT = Watcher()
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ import hashlib
 import numpy as np
 import pytest
 
-from grd_edge.build import SEEN_IMAGES, bundle_from_checkpoint, recalibrated_bundle, roi_of_dataset
+from grd_edge.build import bundle_from_checkpoint, roi_of_dataset
 from grd_edge.bundle import MAX_JSON_BYTES, MODEL, read_bundle, write_bundle, write_decision
 from grd_edge.data.dataset import Dataset, Sample, content_ids
 from grd_edge.decide import product_score
 from grd_edge.errors import InputError
 from grd_edge.evaluate import evaluated_bundle
 from grd_edge.inference import InferOptions, inspected_images
+from grd_edge.recalibrate import SEEN_IMAGES, recalibrated_bundle
 from grd_edge.regions import Region, Regions
 from grd_edge.runtime import Inspector
 from grd_edge.thresholds import fit_good_only

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from grd_edge import build_engine
 from grd_edge import bundle as bundles
 from grd_edge.build_engine import engines_into_bundle, plan_of_engines
-from grd_edge.bundle import MANIFEST, MODEL, read_bundle, sealed, write_decision
+from grd_edge.bundle import FINE_TUNED, MANIFEST, MODEL, RANGES, read_bundle, sealed, write_decision
 from grd_edge.cli import main
 from grd_edge.config import load_config
 from grd_edge.engine.builder import BuildOptions
@@ -30,7 +30,6 @@ from grd_edge.engine.library import check_header
 from grd_edge.engine.targets import TARGETS
 from grd_edge.errors import EngineError, InputError
 from grd_edge.files import sha256_hex
-from grd_edge.search import FINE_TUNED, RANGES
 from tests.conftest import TINY
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'grd-edge[gpu]'")
@@ -184,7 +183,9 @@ def test_dry_run_writes_nothing_and_needs_no_library(bundle, capsys, monkeypatch
     monkeypatch.setenv("COLUMNS", "200")
     before = digest(bundle)
     words = ["--target", "jetson-orin", "--precision", "int8", "--dry-run", "--layers", "--dla", "0"]
-    assert run("build", "engine", bundle, *words) == 0
+    assert run("build", "engine", bundle, *words, "--save-onnx", bundle.parent / "typed") == 0
+    saved = onnx.load(bundle.parent / "typed" / "int8.onnx")
+    assert any(node.op_type == "QuantizeLinear" for node in saved.graph.node)
     text = capsys.readouterr().out
     assert "would build" in text and "jetson-orin int8" in text and "encoder.stem.0" in text
     assert digest(bundle) == before

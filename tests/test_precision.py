@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle
-from grd_edge.bundle import MODEL, read_bundle
+from grd_edge.build import bundle_from_checkpoint
+from grd_edge.bundle import MODEL, RANGES, read_bundle
 from grd_edge.calibrate import ranges_from_images
 from grd_edge.config import load_config
 from grd_edge.data.dataset import dataset_from_folder
@@ -21,10 +21,11 @@ from grd_edge.files import sha256_hex
 from grd_edge.precision import Accuracy, Bench, Budget, Candidate, Speed, Tried, chosen
 from grd_edge.quantize import layers_of
 from grd_edge.ranges import table_from_json
+from grd_edge.recalibrate import recalibrated_bundle
 from grd_edge.recipes import load_recipe
 from grd_edge.runtime import Inspector
 from grd_edge.search import MODEL as INT8_MODEL
-from grd_edge.search import RANGES, choice_of_checkpoint
+from grd_edge.search import choice_of_checkpoint
 from grd_edge.selection import selection_from_samples
 from grd_edge.sensitivity import keep_order, layer_costs, layer_effects
 from grd_edge.train import untrained_checkpoint
@@ -227,7 +228,7 @@ def test_an_int8_bundle_ships_its_model_its_ranges_and_thresholds_of_its_own(tin
 
 
 def _watch(stages):
-    from grd_edge.search import Watcher
+    from grd_edge.watch import Watcher
 
     return Watcher(stage=stages.append)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from grd_edge.build import bundle_from_checkpoint
-from grd_edge.bundle import MODEL
+from grd_edge.bundle import MODEL, RANGES
 from grd_edge.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from grd_edge.config import overlaid_config
 from grd_edge.data.dataset import content_ids, dataset_from_folder
@@ -28,7 +28,7 @@ from grd_edge.qat import (
 from grd_edge.quantize import qdq_from_onnx
 from grd_edge.ranges import RangeTable, table_from_json
 from grd_edge.score import score_patches_f64
-from grd_edge.search import RANGES, choice_of_checkpoint
+from grd_edge.search import choice_of_checkpoint
 from grd_edge.train import checkpoint_from_dataset
 
 

@@ -50,7 +50,7 @@ app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 
 # top-level packages that only an extra installs -> that extra
-_EXTRA_OF = {"cv2": "images", "elpv_dataset": "demo", "matplotlib": "demo"}
+_EXTRA_OF = {"cv2": "images", "onnx": "build", "onnxruntime": "build", "elpv_dataset": "demo", "matplotlib": "demo"}
 
 
 def main() -> None:

@@ -125,13 +125,14 @@ def bundle(
 
     For a benchmark root CHECKPOINT and --output are the folders of <category>.safetensors and <category>.grdb.
     """
-    from grd_edge.build import bundle_from_checkpoint, recalibrated_bundle, roi_of_dataset
+    from grd_edge.build import bundle_from_checkpoint, roi_of_dataset
     from grd_edge.bundle import MODEL
     from grd_edge.checkpoint import read_checkpoint
     from grd_edge.data.check import check_dataset
     from grd_edge.errors import InputError
     from grd_edge.precision import Budget
     from grd_edge.qat import student_of
+    from grd_edge.recalibrate import recalibrated_bundle
     from grd_edge.search import choice_of_checkpoint
 
     trained = read_checkpoint(checkpoint)

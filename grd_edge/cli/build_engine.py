@@ -75,7 +75,13 @@ def engine(
         typer.Option(metavar="LEVEL", help="Also for other parts: ampere+ or same_compute_capability; slower."),
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Print what each layer computes in.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be built; write nothing.")] = False,
+    save_onnx: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write the typed models, <precision>.onnx, such as for trtexec."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would be built; the bundle is not touched.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Build TensorRT engines from a bundle's FP32 model and put them into it; thresholds stay.
@@ -85,7 +91,8 @@ def engine(
     from grd_edge.build_engine import engines_into_bundle, plan_of_engines
     from grd_edge.engine.builder import BuildOptions
     from grd_edge.engine.targets import target_named
-    from grd_edge.search import Watcher
+    from grd_edge.files import write_atomically
+    from grd_edge.watch import Watcher
 
     options = BuildOptions(
         batches=_batches(batch),
@@ -110,6 +117,8 @@ def engine(
             dry=dry_run,
             watch=watch,
         )
+        for name, planned in plan.models.items() if save_onnx else ():
+            write_atomically(save_onnx / f"{name}.onnx", planned.model)
         built = [] if dry_run else engines_into_bundle(plan, watch=watch)[1]
     models = {name: each.to_json() for name, each in plan.models.items()}
     engines = [

@@ -290,7 +290,7 @@ class PrecisionBar(StageBar):
 
     @property
     def watcher(self):
-        from grd_edge.search import Watcher
+        from grd_edge.watch import Watcher
 
         return Watcher(self.begins, self.progress)
 

@@ -33,12 +33,15 @@ def recalibrate(
     regions: Annotated[
         Path | None, typer.Option("--regions", help="YAML file of named areas; default: the bundle's regions.")
     ] = None,
+    target: Annotated[
+        str, typer.Option(help="Whose engine decides from now on, such as rtx-ada on a machine with that card.")
+    ] = "cpu",
     json_: Json = False,
 ) -> None:
     """Fit thresholds with the engine that ships, and put them into the bundle."""
-    from grd_edge.build import recalibrated_bundle
     from grd_edge.data.dataset import samples_from_folder
     from grd_edge.data.layout import regions_from_file
+    from grd_edge.recalibrate import recalibrated_bundle
     from grd_edge.shipped import unknown_images
 
     if (good is None) == (labelled is None):
@@ -53,6 +56,7 @@ def recalibrate(
             k=k,
             run_agreement=run_agreement,
             regions=areas,
+            target=target,
             method="good_only" if good else "labelled",
             objective=objective,
             beta=beta,
