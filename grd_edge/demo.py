@@ -35,6 +35,7 @@ from grd_edge.runtime import Inspector
 from grd_edge.scored import scored_from_samples
 from grd_edge.search import choice_of_checkpoint
 from grd_edge.train import Progress, checkpoint_from_dataset, untrained_checkpoint
+from grd_edge.watch import Watcher as SearchWatcher
 
 # Solar cells come aligned, with busbars in a few places: turning or mirroring them only multiplies the layouts that
 # the generator has to learn. They are smooth, and noise in the target drowns what SSIM sees of them.

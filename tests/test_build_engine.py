@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -418,3 +419,13 @@ def test_thresholds_that_were_fitted_meanwhile_come_along(bundle):
     write_decision(bundle, other)
     built, _ = engines_into_bundle(plan)
     assert built.threshold == 0.25 and "rtx" in built.manifest["precision"]["chosen"]
+
+
+def test_it_needs_no_training_stack():
+    """What runs on a device imports neither torch nor what only training needs."""
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'pydantic', 'scipy', 'yaml', 'lightning', 'safetensors'): sys.modules[name] = None\n"
+        "import grd_edge.build_engine, grd_edge.recalibrate, grd_edge.cli.build_engine, grd_edge.engine.tensorrt"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
