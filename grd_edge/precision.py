@@ -1,21 +1,22 @@
 """Which precision ships: candidates, what they cost in accuracy, how fast they are on this machine, and the choice.
 
-A lower precision is chosen only when it is measured faster than fp32 and inside the budget; what lost, and by how much,
-goes into the bundle. Source: docs/design/precision.md.
+A lower precision is chosen only when it is measured faster and inside the budget; what lost, and by how much, goes into
+the bundle. Source: docs/design/precision.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from grd_edge.bench.timer import interleaved
 from grd_edge.config import Config
-from grd_edge.engine.native import NativeEngine, PatchScores, engine_entry, frame_of
+from grd_edge.engine.native import NativeEngine, PatchScores, engine_entry
 from grd_edge.errors import EngineError, InputError
 from grd_edge.machine import cpu_name
 from grd_edge.metrics import auroc, paired_bootstrap
@@ -56,9 +57,9 @@ class Candidate:
     """A model and what the engine is asked for.
 
     Attributes:
-        precision: `fp32`, `bf16`, `int8`, or `int8-bf16`: what is not quantized runs in BF16.
-        model: serialized ONNX.
-        file: name of the model in a bundle.
+        precision: `fp32`, `bf16`, `int8`, or `int8-bf16`: what is not quantized runs in BF16; or one of TensorRT.
+        model: serialized ONNX, or a built engine.
+        file: its name in a bundle.
         details: what sets it apart, JSON-ready: layers kept, form of the graph.
     """
 
@@ -66,6 +67,7 @@ class Candidate:
     model: bytes
     file: str
     details: dict[str, Any] = field(default_factory=dict)
+    target: str = TARGET
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,14 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Speed:
-    """A candidate against fp32 in one race: medians per batch of patches, and how many times as fast."""
+    """A candidate against the precision `base` in one race: medians per batch, and how many times as fast it is."""
 
     batch: int
     p50_ms: float
-    p50_ms_fp32: float
+    p50_ms_base: float
     speedup: float
     speedup_ci95: tuple[float, float]
+    base: str = "fp32"
 
     @property
     def faster(self) -> bool:
@@ -112,8 +115,8 @@ class Tried:
 
     def to_json(self) -> dict[str, Any]:
         measured = {name: asdict(value) for name in ("accuracy", "speed") if (value := getattr(self, name)) is not None}
-        precision = self.candidate.precision
-        return {"target": TARGET, "precision": precision, **self.candidate.details, **measured, "lost": self.lost}
+        target, precision = self.candidate.target, self.candidate.precision
+        return {"target": target, "precision": precision, **self.candidate.details, **measured, "lost": self.lost}
 
 
 @dataclass(frozen=True)
@@ -137,12 +140,34 @@ def only_fp32(file: str, why: str, tried: Sequence[Tried] = ()) -> Choice:
     return Choice([engine_entry(TARGET, "fp32", file)], {}, described)
 
 
+class Contender(Protocol):
+    """An open engine as a bench needs it, such as `NativeEngine`. A context manager."""
+
+    version: str
+
+    def __enter__(self) -> Contender: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+    def scores(self, patches: np.ndarray) -> PatchScores:
+        """Scores of patches (N, patch_h, patch_w, C) uint8."""
+
+    def run_of(self, patches: np.ndarray) -> Callable[[], object]:
+        """What is timed: one run on these patches, which are made ready before."""
+
+
+def native(candidate: Candidate, config: Config) -> Contender:
+    """The engine of the `cpu` target."""
+    return NativeEngine(candidate.model, candidate.precision, config)
+
+
 class Bench:
     """Measures candidates against fp32 on one selection; holds the reference's scores.
 
     Args:
         fp32: the reference.
         config: shape of patches, score, alpha.
+        opened: the engine of a candidate.
+        batch: patches that are run at a time in a race.
     """
 
     def __init__(
@@ -150,13 +175,17 @@ class Bench:
         fp32: Candidate,
         selection: Selection,
         config: Config,
+        *,
+        opened: Callable[[Candidate, Config], Contender] = native,
+        batch: int = NativeEngine.BATCH,
     ) -> None:
         self.fp32, self.selection, self.config = fp32, selection, config
+        self._opened, self._batch = opened, batch
         self.reference = self._scores(fp32, selection)
         self._parts: dict[int, tuple[Selection, PatchScores]] = {}
 
     def _scores(self, candidate: Candidate, selection: Selection) -> PatchScores:
-        with NativeEngine(candidate.model, candidate.precision, self.config) as engine:
+        with self._opened(candidate, self.config) as engine:
             self.version = engine.version
             return engine.scores(selection.patches)
 
@@ -196,35 +225,44 @@ class Bench:
         images = [good[selection.image == index] for index in np.unique(selection.image)]
         return fit_good_only(images, alpha=self.config.decision.alpha).thresholds[0]
 
-    def race(self, candidates: Sequence[Candidate]) -> list[Speed]:
-        """Every candidate in turn with fp32, batches of patches cut, inferred and scored as on the line."""
-        contenders = [self.fp32, *candidates]
+    def race(self, candidates: Sequence[Candidate], base: Candidate | None = None) -> list[Speed]:
+        """Every candidate in turn with `base`, or else with fp32, on a batch of good patches.
+
+        Raises:
+            EngineError: this machine cannot run one of them.
+        """
+        base = base or self.fp32
+        contenders = [base, *candidates]
         names = [str(index) for index in range(len(contenders))]
-        batch = min(NativeEngine.BATCH, len(self.selection.good))
-        frame = frame_of(self.selection.good[:batch])
+        good = self.selection.good
+        patches = good[np.arange(self._batch) % len(good)]
         with ExitStack() as stack:
             runs = {}
             for name, each in zip(names, contenders, strict=True):
-                engine = stack.enter_context(NativeEngine(each.model, each.precision, self.config))
-                runs[name] = engine.inspector.inspect
-                engine.inspector.inspect(frame)  # compiles
-            once = sum(runs["0"](frame).times_ms["total"] for _ in range(3)) / 3e3 * len(runs)
+                run = stack.enter_context(self._opened(each, self.config)).run_of(patches)
+                run()  # compiles
+                runs[name] = lambda _, run=run: run()
+            start = time.perf_counter()
+            for _ in range(3):
+                runs["0"](None)
+            once = (time.perf_counter() - start) / 3 * len(runs)
             rounds = int(np.clip(SECONDS / max(once, 1e-6), *ROUNDS))
-            timings = interleaved(runs, rounds=rounds, inputs=(frame,), settle_ms=2)
-        base = timings["0"]
-        return [_speed(batch, base.times_ms, timings[name].times_ms) for name in names[1:]]
+            timings = interleaved(runs, rounds=rounds, settle_ms=2)
+        before = timings["0"].times_ms
+        return [_speed(self._batch, base.precision, before, timings[name].times_ms) for name in names[1:]]
 
 
-def _speed(batch: int, base_ms: np.ndarray, times_ms: np.ndarray) -> Speed:
+def _speed(batch: int, base: str, base_ms: np.ndarray, times_ms: np.ndarray) -> Speed:
     ratios = base_ms / times_ms  # of one round: both saw the same machine
     draws = np.random.default_rng(0).integers(len(ratios), size=(1000, len(ratios)))
     low, high = np.quantile(np.median(ratios[draws], axis=1), (0.025, 0.975))
     medians = (float(np.median(values)) for values in (times_ms, base_ms, ratios))
-    return Speed(batch, *medians, (float(low), float(high)))
+    return Speed(batch, *medians, (float(low), float(high)), base)
 
 
-def chosen(bench: Bench, tried: Sequence[Tried], *, budget: Budget, request: Request = "auto") -> Choice:
-    """The fastest of the candidates that are faster than fp32 and inside the budget, else fp32.
+def judged(tried: Sequence[Tried], *, budget: Budget, request: Request = "auto") -> tuple[Tried | None, list[Tried]]:
+    """The fastest of the candidates that are faster than their base and inside the budget, or None; and all of them,
+    with why they lost.
 
     Args:
         tried: candidates with what was measured of them so far; what lost for other reasons says so.
@@ -238,7 +276,12 @@ def chosen(bench: Bench, tried: Sequence[Tried], *, budget: Budget, request: Req
         fit = [each for each in kind if each.accuracy.inside(budget)]
         fit = fit or sorted(kind, key=lambda each: each.accuracy.phi_diff_std)[:1]
     best = max(fit, key=lambda each: each.speed.speedup, default=None)
-    told = [Tried(each.candidate, each.accuracy, each.speed, _lost(each, best, budget)) for each in tried]
+    return best, [Tried(each.candidate, each.accuracy, each.speed, _lost(each, best, budget)) for each in tried]
+
+
+def chosen(bench: Bench, tried: Sequence[Tried], *, budget: Budget, request: Request = "auto") -> Choice:
+    """What ships on the `cpu` target: the best of `judged`, else fp32."""
+    best, told = judged(tried, budget=budget, request=request)
     if best is None:
         why = "; ".join(f"{each.candidate.precision}: {each.lost}" for each in told) or "nothing else was tried"
         return only_fp32(bench.fp32.file, f"no lower precision is faster and inside the budget ({why})", told)
@@ -260,29 +303,40 @@ def chosen(bench: Bench, tried: Sequence[Tried], *, budget: Budget, request: Req
 def _lost(tried: Tried, best: Tried | None, budget: Budget) -> str:
     if tried.lost or tried is best:
         return tried.lost
-    accuracy, speed = tried.accuracy, tried.speed
+    speed = tried.speed
+    if beyond := outside(tried.accuracy, budget):
+        return f"outside the budget: {beyond}"
+    if not speed.faster:
+        return f"not faster: {speed.speedup:.2f} times {speed.base}'s speed"
+    fastest = f"{best.speed.speedup:.2f} times {speed.base}"
+    return f"slower than {best.candidate.precision}: {speed.speedup:.2f} against {fastest}"
+
+
+def outside(accuracy: Accuracy, budget: Budget) -> str:
+    """What of it is beyond the budget, for the middle of a sentence; "" where nothing is."""
     beyond = []
     if accuracy.auroc_drop > budget.max_auroc_drop:
         beyond.append(f"AUROC drops by {accuracy.auroc_drop:.4f} (at most {budget.max_auroc_drop:g})")
     if accuracy.flips > budget.max_flips * accuracy.patches:
         beyond.append(f"{accuracy.flips} of {accuracy.patches} patches flip (at most {budget.max_flips:.2%})")
-    if beyond:
-        return f"outside the budget: {', '.join(beyond)}"
-    if not speed.faster:
-        return f"not faster: {speed.speedup:.2f} times fp32's speed"
-    return f"slower than {best.candidate.precision}: {speed.speedup:.2f} against {best.speed.speedup:.2f} times fp32"
+    return ", ".join(beyond)
+
+
+def in_words(best: Tried) -> str:
+    """A candidate that was raced, in a sentence."""
+    accuracy, speed = best.accuracy, best.speed
+    return (
+        f"{best.candidate.precision} is {speed.speedup:.2f} times as fast as {speed.base} (batch {speed.batch}, "
+        f"{speed.p50_ms:.1f} against {speed.p50_ms_base:.1f} ms); AUROC on synthetic defects changes by "
+        f"{-accuracy.auroc_drop:+.4f}, {accuracy.flips} of {accuracy.patches} patches flip"
+    )
 
 
 def _why(best: Tried, budget: Budget, request: Request) -> str:
-    accuracy, speed = best.accuracy, best.speed
-    said = (
-        f"{best.candidate.precision} is {speed.speedup:.2f} times as fast as fp32 (batch {speed.batch}, "
-        f"{speed.p50_ms:.1f} against {speed.p50_ms_fp32:.1f} ms); AUROC on synthetic defects changes by "
-        f"{-accuracy.auroc_drop:+.4f}, {accuracy.flips} of {accuracy.patches} patches flip"
-    )
+    said = in_words(best)
     if request == "auto":
         return said
-    inside = "inside" if accuracy.inside(budget) else "OUTSIDE"
+    inside = "inside" if best.accuracy.inside(budget) else "OUTSIDE"
     return f"{request} was asked for; {said}; that is {inside} the budget"
 
 

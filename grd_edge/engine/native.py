@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,6 +85,11 @@ class NativeEngine:
             found.append(self.inspector.inspect(frame_of(patches[start : start + self.BATCH])))
         phi, phi_local = (np.concatenate([getattr(each, name) for each in found]) for name in ("phi", "phi_local"))
         return PatchScores(phi, phi_local, phi if self._decides == "phi" else phi_local)
+
+    def run_of(self, patches: np.ndarray) -> Callable[[], object]:
+        """One run on patches: cut, inferred and scored as on the line."""
+        frame = frame_of(patches)
+        return lambda: self.inspector.inspect(frame)
 
 
 def frame_of(patches: np.ndarray) -> np.ndarray:
