@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from grd_edge import bundle as bundles
 from grd_edge.bundle import RANGES, Bundle, read_bundle
+from grd_edge.engine import device
 from grd_edge.engine.builder import (
     BuildOptions,
     BuiltEngine,
+    capability_here,
     check_options,
     engine_from_onnx,
 )
@@ -27,13 +29,15 @@ from grd_edge.engine.library import library_of
 from grd_edge.engine.onnxruntime import reconstruction_difference
 from grd_edge.engine.targets import CPU, TARGETS, Target, checked_precisions
 from grd_edge.engine.typed import FORM, check_generator, parsed_model, typed_from_onnx
-from grd_edge.errors import BundleError, InputError
+from grd_edge.errors import BundleError, CheckFailedError, EngineError, InputError
 from grd_edge.files import sha256_hex
 from grd_edge.ranges import RangeTable, read_table, table_from_json
 from grd_edge.watch import SILENT, Watcher
 
 EXTENSION = ".engine"
 UNMEASURED = "unmeasured: it was built without the device"
+BASE = "fp16"  # what ships unless a lower precision is measured to be better
+NO_IMAGES = "no images were given"
 
 
 @dataclass(frozen=True)
@@ -67,14 +71,63 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """Which precision a target uses.
+
+    Attributes:
+        tried: per precision what was measured of it, as in `precision.tried` of a bundle.
+    """
+
+    precision: str
+    why: str
+    tried: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class EngineTrial(Protocol):
+    """What measures engines on the device that is here, such as `engine_choice.Trial`."""
+
+    def verdicts(
+        self,
+        fp32: bytes,
+        built: Mapping[Target, Mapping[str, BuiltEngine]],
+        details: Mapping[str, dict[str, Any]],
+        *,
+        watch: Watcher = SILENT,
+    ) -> dict[str, Verdict]:
+        """A verdict per name of a target.
+
+        Args:
+            fp32: the bundle's model, serialized.
+            built: per target its engines by precision, FP16 among them.
+            details: per precision what sets it apart, JSON-ready.
+
+        Raises:
+            InputError: images that cannot be used.
+        """
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What `engines_into_bundle` builds: precisions per target, in the order they were asked for."""
+    """What `engines_into_bundle` builds: precisions per target, in the order they were asked for.
+
+    Attributes:
+        trial: what `auto` measures with.
+        hindered: where `auto` comes first, per name of a target why it measures nothing there; "" where it does.
+        lost: per precision that `auto` would have tried why there is no model of it.
+    """
 
     bundle: Bundle
     jobs: tuple[tuple[Target, str], ...]
     models: dict[str, Planned]
     options: BuildOptions
     asked: tuple[str, ...]
+    trial: EngineTrial | None = None
+    hindered: Mapping[str, str] = field(default_factory=dict)
+    lost: Mapping[str, str] = field(default_factory=dict)
+
+    def only_tried(self, target: Target, precision: str) -> bool:
+        """Whether it is built to be measured, and ships if it wins."""
+        return self.hindered.get(target.name) == "" and precision not in self.asked
 
 
 def plan_of_engines(
@@ -86,6 +139,7 @@ def plan_of_engines(
     ranges: Path | None = None,
     keep: Sequence[str] = (),
     form: str = FORM,
+    trial: EngineTrial | None = None,
     dry: bool = False,
     watch: Watcher = SILENT,
 ) -> Plan:
@@ -97,6 +151,7 @@ def plan_of_engines(
         ranges: range table; None: that of the bundle.
         keep: layers, or patterns of them, that stay in a higher precision: FP16 in a quantized model, FP32 in FP16. For
             quantized models the layers that the bundle's own INT8 keeps join them.
+        trial: for `auto`, which then builds lower precisions, too, for targets whose device is here.
         dry: the libraries that build need not be installed.
 
     Raises:
@@ -104,11 +159,7 @@ def plan_of_engines(
         BundleError, MissingExtraError, EngineError, CheckFailedError: see what it calls.
     """
     options = options or BuildOptions()
-    if not targets:
-        raise InputError(f"no target is given; name one with --target: {', '.join(TARGETS)}")
-    jobs = [(target, each) for target in targets for each in checked_precisions(target, precisions)]
-    for target in () if dry else targets:
-        check_options(target, options, library_of(target))
+    check_targets(targets, precisions, options, dry=dry)
     bundle = read_bundle(path)
     if bundles.MODEL not in bundle.files:
         raise BundleError(
@@ -117,11 +168,66 @@ def plan_of_engines(
     geometry = bundle.manifest["geometry"]
     shape = geometry["channels"], geometry["patch_h"], geometry["patch_w"]
     check_generator(parsed_model(bundle.files[bundles.MODEL]), shape)
+    has_ranges = ranges is not None or RANGES in bundle.files
+    auto = targets if precisions[0] == "auto" else ()
+    hindered = {target.name: _hindrance(target, trial, bundle, has_ranges) for target in auto}
+    jobs = []
+    for target in targets:
+        found = checked_precisions(target, precisions)
+        if hindered.get(target.name) == "":
+            found += [each for each in target.precisions if each not in found]
+        jobs += [(target, each) for each in found]
     models: dict[str, Planned] = {}
+    lost: dict[str, str] = {}
     for precision in dict.fromkeys(each for _, each in jobs):
         watch.stage(f"writing the {precision} model")
-        models[precision] = _planned(bundle, precision, ranges, tuple(keep), form)
-    return Plan(bundle, tuple(dict.fromkeys(jobs)), models, options, tuple(precisions))
+        try:
+            models[precision] = _planned(bundle, precision, ranges, tuple(keep), form)
+        except (InputError, BundleError, EngineError, CheckFailedError) as error:
+            if precision == BASE or precision in precisions:
+                raise
+            lost[precision] = f"there is no model of it: {error}"
+    jobs = tuple(dict.fromkeys(job for job in jobs if job[1] in models))
+    return Plan(bundle, jobs, models, options, tuple(precisions), trial, hindered, lost)
+
+
+def check_targets(
+    targets: Sequence[Target], precisions: Sequence[str], options: BuildOptions, *, dry: bool = False
+) -> None:
+    """What would be refused after minutes: no target, a precision or option that one lacks, a library that is missing.
+
+    Args:
+        dry: the libraries that build need not be installed.
+
+    Raises:
+        InputError, MissingExtraError, EngineError: see above; or a device is needed and is not here.
+    """
+    if not targets:
+        raise InputError(f"no target is given; name one with --target: {', '.join(TARGETS)}")
+    for target in targets:
+        checked_precisions(target, precisions)
+    for target in () if dry else targets:
+        check_options(target, options, library_of(target))
+        if not target.ahead_of_time:
+            capability_here(target)
+
+
+def _hindrance(target: Target, trial: EngineTrial | None, bundle: Bundle, has_ranges: bool) -> str:
+    """Why `auto` measures nothing for a target; "" where it can."""
+    if trial is None:
+        return NO_IMAGES
+    if not has_ranges:
+        return f"{bundle.path} holds no {RANGES}, so there is nothing lower to build"
+    try:
+        here = device.device_here()
+    except EngineError as error:
+        return str(error)
+    parts = target.compute_capabilities or target.device_capabilities
+    if parts and here.compute_capability not in parts:
+        return (
+            f"{target.name} is for compute capability {' or '.join(parts)}, {here.name} has {here.compute_capability}"
+        )
+    return ""
 
 
 def _planned(bundle: Bundle, precision: str, ranges: Path | None, keep: tuple[str, ...], form: str) -> Planned:
@@ -172,25 +278,58 @@ def _kept_on_cpu(bundle: Bundle) -> list[str]:
     return []
 
 
-def engines_into_bundle(plan: Plan, *, watch: Watcher = SILENT) -> tuple[Bundle, list[tuple[Target, BuiltEngine]]]:
-    """Builds the engines of a plan and puts all of them into the bundle, or none; thresholds stay.
+def engine_file(target: Target, precision: str) -> str:
+    """Where a bundle holds an engine."""
+    return f"engines/{target.name}-{precision}{EXTENSION}"
 
-    Engines of the same target and precision are replaced. The precision named first is the one that the target uses,
-    unless `auto` was asked for, which is FP16.
+
+def unmeasured(reason: str) -> Verdict:
+    """What `auto` takes where nothing can be measured."""
+    return Verdict(BASE, f"auto takes FP16 where nothing can be measured: {reason}")
+
+
+def engines_into_bundle(plan: Plan, *, watch: Watcher = SILENT) -> tuple[Bundle, list[tuple[Target, BuiltEngine]]]:
+    """Builds the engines of a plan and puts all that ship into the bundle, or none; thresholds stay.
+
+    Engines of the same target and precision are replaced. The precision named first is the one that the target uses; of
+    `auto` it is FP16, or what is measured faster and inside the budget. What `auto` tried and lost does not ship.
+
+    Returns:
+        The bundle, and the engines that were put into it.
 
     Raises:
         EngineError, StoppedError: see `engine_from_onnx`; the bundle is as it was.
-        InputError: no space on the disk, or another process wrote to the bundle meanwhile.
+        InputError: images that cannot be used, no space on the disk, or another process wrote to the bundle meanwhile.
     """
     bundle = plan.bundle
     _check_space(plan)
-    built = []
+    built: dict[Target, dict[str, BuiltEngine]] = {}
+    lost = {
+        (target, each): why
+        for target in dict.fromkeys(target for target, _ in plan.jobs)
+        for each, why in plan.lost.items()
+        if each in target.precisions and plan.only_tried(target, each)
+    }
     for target, precision in plan.jobs:
         watch.stage(f"building {target.name} {precision}")
         model = plan.models[precision].model
-        built.append((target, engine_from_onnx(model, target, precision, plan.options, on_progress=watch.progress)))
+        try:
+            engine = engine_from_onnx(model, target, precision, plan.options, on_progress=watch.progress)
+        except EngineError as error:
+            if precision == BASE or not plan.only_tried(target, precision):
+                raise
+            lost[target, precision] = f"it cannot be built: {error}"
+        else:
+            built.setdefault(target, {})[precision] = engine
+    verdicts = _verdicts(plan, built, watch)
     watch.stage("writing the bundle")
-    manifest, files = _with_engines(plan, built)
+    shipped = [
+        (target, engine)
+        for target, engines in built.items()
+        for precision, engine in engines.items()
+        if not plan.only_tried(target, precision) or verdicts[target.name].precision == precision
+    ]
+    manifest, files = _with_engines(plan, shipped, verdicts, lost)
 
     def unchanged(folder: Path) -> None:
         """Thresholds that were fitted meanwhile come along; another model does not."""
@@ -203,35 +342,72 @@ def engines_into_bundle(plan: Plan, *, watch: Watcher = SILENT) -> tuple[Bundle,
             kept = {key: value for key, value in now.decision.items() if key not in ("schema", "bundle", "seal")}
             bundles.write_decision(folder, kept)
 
-    return bundles.write_bundle(bundle.path, manifest, files, check=unchanged), built
+    return bundles.write_bundle(bundle.path, manifest, files, check=unchanged), shipped
 
 
-def _with_engines(plan: Plan, built: Sequence[tuple[Target, BuiltEngine]]) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _verdicts(plan: Plan, built: Mapping[Target, Mapping[str, BuiltEngine]], watch: Watcher) -> dict[str, Verdict]:
+    """Per name of a target what it uses, measured where that is possible."""
+    found, raced = {}, {}
+    for target, engines in built.items():
+        hindrance = plan.hindered.get(target.name)
+        if hindrance is None:
+            found[target.name] = Verdict(plan.asked[0], "it was asked for")
+        elif hindrance or len(engines) == 1:
+            found[target.name] = unmeasured(hindrance or "nothing lower could be built")
+        else:
+            raced[target] = engines
+    if raced:
+        details = {name: each.to_json() for name, each in plan.models.items()}
+        found |= plan.trial.verdicts(plan.bundle.files[bundles.MODEL], raced, details, watch=watch)
+    return found
+
+
+def _with_engines(
+    plan: Plan,
+    shipped: Sequence[tuple[Target, BuiltEngine]],
+    verdicts: Mapping[str, Verdict],
+    lost: Mapping[tuple[Target, str], str],
+) -> tuple[dict[str, Any], dict[str, bytes]]:
     """bundle.json, less what its writer fills in, and the files of the bundle with its new engines."""
     old, files = plan.bundle.manifest, dict(plan.bundle.files)
     engines = {(each["target"], each["precision"]): each for each in old["engines"]}
-    tried = list(old["precision"]["tried"])
-    chosen = dict(old["precision"]["chosen"])
-    first: dict[str, str] = {}
-    for target, engine in built:
+    jobs = list(dict.fromkeys((*plan.jobs, *lost)))
+    replaced = {(target.name, precision) for target, precision in jobs}
+    for key in replaced & engines.keys():
+        files.pop(engines.pop(key)["file"], None)
+    for target, engine in shipped:
         precision = engine.fingerprint.precision
-        key = target.name, precision
-        if key in engines:
-            files.pop(engines[key]["file"], None)
-            tried = [each for each in tried if (each.get("target"), each.get("precision")) != key]
-        file = f"engines/{target.name}-{precision}{EXTENSION}"
+        file = engine_file(target, precision)
         files[file] = engine.data
-        engines[key] = engine_entry(target, file, engine.fingerprint)
-        if first.setdefault(target.name, precision) == precision:
-            why = "auto takes FP16 where nothing can be measured" if "auto" in plan.asked else "it was asked for"
-        else:
-            why = f"{first[target.name]} was asked for first"
-        described = {"target": target.name, **plan.models[precision].to_json(), "why": why, "speed": UNMEASURED}
-        tried.append({**described, "lost": ""})
+        engines[target.name, precision] = engine_entry(target, file, engine.fingerprint)
+    tried = [each for each in old["precision"]["tried"] if (each.get("target"), each.get("precision")) not in replaced]
+    for target, precision in jobs:
+        verdict = verdicts[target.name]
+        tried.append(_tried(plan, target, precision, verdict, lost.get((target, precision), "")))
+    chosen = {**old["precision"]["chosen"], **{name: verdict.precision for name, verdict in verdicts.items()}}
     manifest = {key: value for key, value in old.items() if key not in ("schema", "files", "seal")}
     manifest["engines"] = list(engines.values())
-    manifest["precision"] = {**old["precision"], "chosen": {**chosen, **first}, "tried": tried}
+    manifest["precision"] = {**old["precision"], "chosen": chosen, "tried": tried}
     return manifest, files
+
+
+def _tried(plan: Plan, target: Target, precision: str, verdict: Verdict, lost: str) -> dict[str, Any]:
+    """An entry of `precision.tried`; of what ships it tells why."""
+    described: dict[str, Any] = {"target": target.name, "precision": precision}
+    if precision in plan.models:
+        described |= plan.models[precision].to_json()
+    ships = precision == verdict.precision or not plan.only_tried(target, precision)
+    if not ships:
+        return {**described, **verdict.tried.get(precision, {"lost": lost or f"not measured; {verdict.why}"})}
+    ahead = target.ahead_of_time and target.name not in plan.hindered
+    measured = verdict.tried.get(precision, {"speed": UNMEASURED if ahead else "unmeasured", "lost": ""})
+    if precision == verdict.precision:
+        why = verdict.why
+    elif target.name not in plan.hindered:
+        why = f"{verdict.precision} was asked for first"
+    else:
+        why = "it was asked for beside auto" + (f", which refused it: {measured['lost']}" if measured["lost"] else "")
+    return {**described, "why": why, **measured, "lost": ""}
 
 
 def _check_space(plan: Plan) -> None:

@@ -48,13 +48,18 @@ class Selection:
 
     def images(self) -> list[np.ndarray]:
         """Good patches of each image as the network sees them, (n, C, patch_h, patch_w) float32 in [0, 1]."""
-        unit = self.good.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+        unit = unit_patches(self.good)
         return [unit[self.image == index] for index in np.unique(self.image)]
 
     def part(self, count: int) -> Selection:
         """About `count` of the good and as many of the defective patches, spread evenly."""
         good, defective = (spread(len(patches), count) for patches in (self.good, self.defective))
         return Selection(self.good[good], self.image[good], self.defective[defective])
+
+
+def unit_patches(patches: np.ndarray) -> np.ndarray:
+    """Patches (N, patch_h, patch_w, C) uint8 as the network sees them, (N, C, patch_h, patch_w) float32 in [0, 1]."""
+    return patches.transpose(0, 3, 1, 2).astype(np.float32, order="C") / np.float32(255)
 
 
 def spread(total: int, count: int) -> np.ndarray:

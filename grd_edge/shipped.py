@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from grd_edge.bundle import Bundle, read_bundle
-from grd_edge.errors import BundleError
+from grd_edge.errors import BundleError, ConfigError
 from grd_edge.runtime import Inspector
 
 PER_IMAGE = "per image"  # `roi` of a fit whose images had masks of interest that the bundle does not hold
@@ -44,6 +44,20 @@ def opened_bundle(path: Path, **options: Any) -> tuple[Inspector, Bundle]:
 
 def _seals(bundle: Bundle) -> tuple[str, str | None]:
     return bundle.seal, bundle.decision and bundle.decision["seal"]
+
+
+def config_of(bundle: Bundle):
+    """The configuration of a bundle's model, which needs the training stack to be read.
+
+    Raises:
+        ConfigError: the bundle does not hold it, or it is of another version.
+    """
+    from grd_edge.config import config_from_mapping
+
+    held = bundle.manifest["provenance"].get("config")
+    if not isinstance(held, dict):
+        raise ConfigError("the bundle does not hold the configuration of its model")
+    return config_from_mapping(held)
 
 
 def training_of(bundle: Bundle) -> dict[str, Any]:

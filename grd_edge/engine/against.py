@@ -23,7 +23,7 @@ from grd_edge.errors import (
 )
 from grd_edge.runtime import Inspector
 from grd_edge.scored import FrameInspector
-from grd_edge.shipped import opened_bundle
+from grd_edge.shipped import config_of, opened_bundle
 
 BACKENDS = ("torch", "onnxruntime", "openvino", "native", "tensorrt")
 
@@ -199,16 +199,12 @@ def _torch_engine(bundle: Bundle):
     """The bundle's FP32 model as a network in PyTorch, checked against ONNX Runtime."""
     import numpy as np
 
-    from grd_edge.config import config_from_mapping
     from grd_edge.engine.onnxruntime import OnnxRuntimeEngine
     from grd_edge.engine.torch import TorchEngine, network_from_onnx
     from grd_edge.export import check_reconstruction
 
-    config = bundle.manifest["provenance"].get("config")
     try:
-        if not isinstance(config, dict):
-            raise ConfigError("the bundle does not hold the configuration of its model")
-        model = config_from_mapping(config).model
+        model = config_of(bundle).model
         engine = TorchEngine(network_from_onnx(bundle.files[MODEL], model))
         x = np.random.default_rng(0).random((2, model.channels, model.patch_h, model.patch_w), np.float32)
         found = OnnxRuntimeEngine(bundle.files[MODEL]).reconstruct(x)

@@ -230,10 +230,15 @@ def _configure(library, builder, network, config, target: Target, options: Build
                 f"{options.timing_cache} is no timing cache of this device and TensorRT {library.__version__}; name "
                 "another file, or remove it"
             )
-    return _capability_here(target)
+    return capability_here(target)
 
 
-def _capability_here(target: Target) -> str:
+def capability_here(target: Target) -> str:
+    """Compute capability of the device that is here, which an engine of the target is built on.
+
+    Raises:
+        EngineError: no driver, or another part than the target's.
+    """
     from grd_edge.engine.device import device_here
 
     device = device_here()
