@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from grd_edge import bundle as bundles
 from grd_edge.bundle import RANGES, Bundle, read_bundle
@@ -29,14 +29,13 @@ from grd_edge.engine.library import library_of
 from grd_edge.engine.onnxruntime import reconstruction_difference
 from grd_edge.engine.targets import CPU, TARGETS, Target, checked_precisions
 from grd_edge.engine.typed import FORM, check_generator, parsed_model, typed_from_onnx
+from grd_edge.engine.verdict import BASE, EngineTrial, Verdict, engine_file, unmeasured
 from grd_edge.errors import BundleError, CheckFailedError, EngineError, InputError
 from grd_edge.files import sha256_hex
 from grd_edge.ranges import RangeTable, read_table, table_from_json
 from grd_edge.watch import SILENT, Watcher
 
-EXTENSION = ".engine"
 UNMEASURED = "unmeasured: it was built without the device"
-BASE = "fp16"  # what ships unless a lower precision is measured to be better
 NO_IMAGES = "no images were given"
 
 
@@ -68,42 +67,6 @@ class Planned:
             "x_hat_mean_difference": self.mean_difference,
             "findings": [str(each) for each in self.findings if each.open],
         }
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Which precision a target uses.
-
-    Attributes:
-        tried: per precision what was measured of it, as in `precision.tried` of a bundle.
-    """
-
-    precision: str
-    why: str
-    tried: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-
-
-class EngineTrial(Protocol):
-    """What measures engines on the device that is here, such as `engine_choice.Trial`."""
-
-    def verdicts(
-        self,
-        fp32: bytes,
-        built: Mapping[Target, Mapping[str, BuiltEngine]],
-        details: Mapping[str, dict[str, Any]],
-        *,
-        watch: Watcher = SILENT,
-    ) -> dict[str, Verdict]:
-        """A verdict per name of a target.
-
-        Args:
-            fp32: the bundle's model, serialized.
-            built: per target its engines by precision, FP16 among them.
-            details: per precision what sets it apart, JSON-ready.
-
-        Raises:
-            InputError: images that cannot be used.
-        """
 
 
 @dataclass(frozen=True)
@@ -276,16 +239,6 @@ def _kept_on_cpu(bundle: Bundle) -> list[str]:
             held = tried.get("keep", [])
             return [each for each in held if isinstance(each, str)] if isinstance(held, list) else []
     return []
-
-
-def engine_file(target: Target, precision: str) -> str:
-    """Where a bundle holds an engine."""
-    return f"engines/{target.name}-{precision}{EXTENSION}"
-
-
-def unmeasured(reason: str) -> Verdict:
-    """What `auto` takes where nothing can be measured."""
-    return Verdict(BASE, f"auto takes FP16 where nothing can be measured: {reason}")
 
 
 def engines_into_bundle(plan: Plan, *, watch: Watcher = SILENT) -> tuple[Bundle, list[tuple[Target, BuiltEngine]]]:

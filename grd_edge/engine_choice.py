@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from grd_edge.build_engine import BASE, Verdict, engine_file, unmeasured
 from grd_edge.bundle import MODEL
 from grd_edge.config import Config
 from grd_edge.data.dataset import Sample
@@ -18,6 +17,7 @@ from grd_edge.engine.builder import BuiltEngine
 from grd_edge.engine.native import PatchScores
 from grd_edge.engine.targets import CPU, Target
 from grd_edge.engine.tensorrt import TensorRtEngine
+from grd_edge.engine.verdict import BASE, Verdict, engine_file, unmeasured
 from grd_edge.errors import EngineError, MissingExtraError
 from grd_edge.kernels import score_patches
 from grd_edge.precision import (
@@ -94,7 +94,7 @@ class Trial:
         *,
         watch: Watcher = SILENT,
     ) -> dict[str, Verdict]:
-        """See `build_engine.EngineTrial`."""
+        """See `EngineTrial`."""
         engines = {
             engine_file(target, precision): (engine, target)
             for target, by_precision in built.items()

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from grd_edge.cli.build_engine import engine
+from grd_edge.cli.build_engine import Targets, chosen_for, engine, targets_named
 from grd_edge.cli.common import (
     CheckpointPath,
     ImageBar,
     Json,
+    MaxAurocDrop,
+    MaxFlips,
     PrecisionBar,
+    StageBar,
     each_category,
     err,
     load_dataset,
     print_json,
     print_rows,
     progress,
-    share,
 )
+
+if TYPE_CHECKING:
+    from grd_edge.bundle import Bundle
+    from grd_edge.engine.targets import Target
+    from grd_edge.engine_choice import Trial
 
 app = typer.Typer(
     help="Build what ships: the ONNX model, its INT8 form, a whole bundle, or TensorRT engines for one.",
@@ -106,12 +114,8 @@ def bundle(
             "or fp32, bf16, int8."
         ),
     ] = None,
-    max_auroc_drop: Annotated[
-        float, typer.Option(parser=share, metavar="SHARE", help="What a lower precision may cost in AUROC.")
-    ] = 0.002,
-    max_flips: Annotated[
-        float, typer.Option(parser=share, metavar="SHARE", help="Share of patches that it may decide otherwise.")
-    ] = 0.005,
+    max_auroc_drop: MaxAurocDrop = 0.002,
+    max_flips: MaxFlips = 0.005,
     qat: Annotated[
         Path | None,
         typer.Option(help="Checkpoint that train --qat made from CHECKPOINT: INT8 is written from it."),
@@ -119,9 +123,11 @@ def bundle(
     recipe: Annotated[
         str | None, typer.Option(help="How activation ranges are calibrated: a name or a YAML file.")
     ] = None,
+    target: Targets = None,
     json_: Json = False,
 ) -> None:
-    """Write a bundle for the cpu target; with --data, its precision, mask of interest, regions and thresholds too.
+    """Write a bundle for the cpu target; with --data, its precision, mask of interest, regions and thresholds too; with
+    --target, TensorRT engines as of build engine, precision auto, the same budget.
 
     For a benchmark root CHECKPOINT and --output are the folders of <category>.safetensors and <category>.grdb.
     """
@@ -129,12 +135,16 @@ def bundle(
     from grd_edge.bundle import MODEL
     from grd_edge.checkpoint import read_checkpoint
     from grd_edge.data.check import check_dataset
+    from grd_edge.engine_choice import Trial
     from grd_edge.errors import InputError
     from grd_edge.precision import Budget
     from grd_edge.qat import student_of
     from grd_edge.recalibrate import recalibrated_bundle
     from grd_edge.search import choice_of_checkpoint
 
+    targets, trial = targets_named(target), None
+    if targets:
+        _check_targets(targets)
     trained = read_checkpoint(checkpoint)
     if data is None:
         if precision not in (None, "fp32") or qat:
@@ -148,6 +158,7 @@ def bundle(
         dataset = load_dataset(data, seed=trained.config.train.seed, need_test=False)
         check_dataset(dataset, trained.config)
         budget = Budget(max_auroc_drop, max_flips)
+        trial = Trial(dataset.train, trained.config, budget) if targets else None
         options = {"request": precision or "auto", "budget": budget, **({"recipe": recipe} if recipe else {})}
         options["student"] = student_of(checkpoint, qat) if qat else None
         with progress() as bar:
@@ -168,6 +179,8 @@ def bundle(
                     on_progress=ImageBar(bar, "calibrate", len(dataset.calibration)),
                 ),
             )
+    if targets:
+        built = _with_engines(output, targets, trial)
     engines = [f"{engine['target']}-{engine['precision']}" for engine in built.manifest["engines"]]
     thresholds = dict(zip(built.regions.names, built.thresholds, strict=True)) if built.decision else {}
     result = {
@@ -178,8 +191,39 @@ def bundle(
         "threshold": built.threshold,
         "thresholds": thresholds,
         "seal": built.seal,
+        **({"targets": chosen_for(built, targets)} if targets else {}),
     }
     print_json(result) if json_ else print_rows("built", result)
+
+
+def _check_targets(targets: Sequence[Target]) -> None:
+    """Refuses, before the minutes of a bundle, targets whose engines cannot be built here."""
+    from grd_edge.build_engine import check_targets
+    from grd_edge.engine.builder import BuildOptions
+
+    check_targets(targets, ["auto"], BuildOptions())
+
+
+def _with_engines(path: Path, targets: Sequence[Target], trial: Trial | None) -> Bundle:
+    """A bundle with engines for targets, precision auto.
+
+    Raises:
+        GrdError: as of `engines_into_bundle`; it says that the bundle is complete without them.
+    """
+    from grd_edge.build_engine import engines_into_bundle, plan_of_engines
+    from grd_edge.errors import GrdError
+    from grd_edge.watch import Watcher
+
+    with progress() as bar:
+        told = StageBar(bar, "engines")
+        watch = Watcher(told.begins, told.progress)
+        try:
+            return engines_into_bundle(plan_of_engines(path, targets, trial=trial, watch=watch), watch=watch)[0]
+        except GrdError as error:
+            names = ", ".join(target.name for target in targets)
+            raise type(error)(
+                f"{path} is complete for the cpu target and has no new engines for {names}: {error}"
+            ) from error
 
 
 def _without_data(output: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +11,12 @@ import typer
 from grd_edge.cli.common import (
     BundlePath,
     Json,
+    MaxAurocDrop,
+    MaxFlips,
     StageBar,
     byte_size,
     err,
+    load_dataset,
     print_json,
     print_rows,
     print_table,
@@ -21,6 +25,9 @@ from grd_edge.cli.common import (
 
 if TYPE_CHECKING:
     from grd_edge.build_engine import Plan
+    from grd_edge.bundle import Bundle
+    from grd_edge.engine.targets import Target
+    from grd_edge.engine_choice import Trial
 
 Targets = Annotated[
     list[str] | None,
@@ -40,10 +47,18 @@ def engine(
         list[str] | None,
         typer.Option(
             metavar="PRECISION",
-            help="auto (default; fp16, as nothing can be measured), fp16, int8 or fp8; repeatable, or joined by "
-            "commas. The first is the one that the target then uses.",
+            help="auto (default: fp16; with --data on the target's device the fastest inside the budget), fp16, int8 "
+            "or fp8; repeatable, or joined by commas. The first is the one that the target then uses.",
         ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="DIR|elpv", help="The training data, for auto: precisions are judged by its images."
+        ),
+    ] = None,
+    max_auroc_drop: MaxAurocDrop = 0.002,
+    max_flips: MaxFlips = 0.005,
     batch: Annotated[
         str, typer.Option(metavar="LEAST:USUAL:LARGEST", help="Patches per call that the engine is built for.")
     ] = "1:8:64",
@@ -90,7 +105,6 @@ def engine(
     """
     from grd_edge.build_engine import engines_into_bundle, plan_of_engines
     from grd_edge.engine.builder import BuildOptions
-    from grd_edge.engine.targets import target_named
     from grd_edge.files import write_atomically
     from grd_edge.watch import Watcher
 
@@ -102,24 +116,26 @@ def engine(
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
     )
-    targets = [target_named(name) for name in _several(target)]
+    targets = targets_named(target)
+    trial = _trial_of_bundle(bundle, data, max_auroc_drop, max_flips) if data else None
     with progress() as bar:
         told = StageBar(bar, "engines")
         watch = Watcher(told.begins, told.progress)
         plan = plan_of_engines(
             bundle,
             targets,
-            _several(precision) or ["auto"],
+            several(precision) or ["auto"],
             options=options,
             ranges=ranges,
             keep=keep or (),
             form=form,
+            trial=trial,
             dry=dry_run,
             watch=watch,
         )
         for name, planned in plan.models.items() if save_onnx else ():
             write_atomically(save_onnx / f"{name}.onnx", planned.model)
-        built = [] if dry_run else engines_into_bundle(plan, watch=watch)[1]
+        written, built = (None, []) if dry_run else engines_into_bundle(plan, watch=watch)
     models = {name: each.to_json() for name, each in plan.models.items()}
     engines = [
         {
@@ -135,9 +151,15 @@ def engine(
     if json_:
         reports = {name: each.layers.to_json() for name, each in plan.models.items()}
         notes = {name: [each.to_json() for each in planned.findings] for name, planned in plan.models.items()}
-        print_json({"bundle": str(bundle), "models": models, "findings": notes, "layers": reports, "engines": engines})
+        told = {"bundle": str(bundle), "models": models, "findings": notes, "layers": reports, "engines": engines}
+        print_json({**told, "targets": chosen_for(written, targets) if written else {}})
         return
     _print_engines(plan, engines, layers=layers, dry_run=dry_run)
+    if written:
+        print_rows(
+            "chosen",
+            {name: f"{each['precision']}: {each['why']}" for name, each in chosen_for(written, targets).items()},
+        )
 
 
 def _print_engines(plan: Plan, engines: list[dict[str, Any]], *, layers: bool, dry_run: bool) -> None:
@@ -172,7 +194,7 @@ def _print_engines(plan: Plan, engines: list[dict[str, Any]], *, layers: bool, d
         for each in engines
         for fingerprint in [each["fingerprint"]]
     ]
-    print_table(f"engines in {plan.bundle.path}, not measured on their devices", columns, rows)
+    print_table(f"engines in {plan.bundle.path}", columns, rows)
     if plan.bundle.decision:
         err.print(
             "grd-edge: thresholds were fitted with another engine and stay; on the device, fit them again with: "
@@ -181,7 +203,39 @@ def _print_engines(plan: Plan, engines: list[dict[str, Any]], *, layers: bool, d
         )
 
 
-def _several(texts: list[str] | None) -> list[str]:
+def _trial_of_bundle(path: Path, data: str, max_auroc_drop: float, max_flips: float) -> Trial:
+    """What `auto` measures a bundle's engines with: the images that its model was trained on."""
+    from grd_edge.bundle import read_bundle
+    from grd_edge.data.check import check_dataset
+    from grd_edge.engine_choice import Trial
+    from grd_edge.precision import Budget
+    from grd_edge.shipped import config_of
+
+    budget, config = Budget(max_auroc_drop, max_flips), config_of(read_bundle(path))
+    dataset = load_dataset(data, seed=config.train.seed, need_test=False)
+    check_dataset(dataset, config)
+    return Trial(dataset.train, config, budget)
+
+
+def chosen_for(bundle: Bundle, targets: Sequence[Target]) -> dict[str, dict[str, str]]:
+    """Per target the precision that a bundle uses there, and why."""
+    precision = bundle.manifest["precision"]
+    found = {}
+    for name in (target.name for target in targets):
+        chosen = precision["chosen"][name]
+        entries = [each for each in precision["tried"] if (each.get("target"), each.get("precision")) == (name, chosen)]
+        found[name] = {"precision": chosen, "why": entries[0]["why"]}
+    return found
+
+
+def targets_named(texts: list[str] | None) -> list[Target]:
+    """The targets of `--target`."""
+    from grd_edge.engine.targets import target_named
+
+    return [target_named(name) for name in several(texts)]
+
+
+def several(texts: list[str] | None) -> list[str]:
     """Values of an option that is repeated or joined by commas."""
     return list(dict.fromkeys(each.strip() for text in texts or () for each in text.split(",") if each.strip()))
 

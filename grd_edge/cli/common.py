@@ -41,6 +41,23 @@ CheckpointPath = Annotated[
 ]
 
 
+def share(text: str | float) -> float:
+    """A share such as `0.005` or `0.5%`."""
+    text = str(text)
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no share; write it as 0.005 or 0.5%") from error
+
+
+MaxAurocDrop = Annotated[
+    float, typer.Option(parser=share, metavar="SHARE", help="What a lower precision may cost in AUROC.")
+]
+MaxFlips = Annotated[
+    float, typer.Option(parser=share, metavar="SHARE", help="Share of patches that it may decide otherwise.")
+]
+
+
 def load_dataset(data: str, *, seed: int = 0, **needs: bool):
     """The dataset that `--data` names; `needs` (need_train, need_validation, need_test) as of `dataset_from_folder`."""
     from grd_edge.data.dataset import dataset_from_elpv, dataset_from_folder
@@ -306,15 +323,6 @@ def byte_size(text: str) -> int:
         raise InputError(f"{text!r} is no size in bytes; write it as 2GiB, 512MiB or 4096")
     power = "kMG".index(found[2].replace("K", "k")) + 1 if found[2] else 0
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
-
-
-def share(text: str | float) -> float:
-    """A share such as `0.005` or `0.5%`."""
-    text = str(text)
-    try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no share; write it as 0.005 or 0.5%") from error
 
 
 class StepBar:

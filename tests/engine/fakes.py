@@ -164,9 +164,10 @@ class FakeRuntime:
 
 
 def engine_bytes(**changes) -> bytes:
-    """An engine of the fake library: x_hat = gain x."""
+    """An engine of the fake library: x_hat = gain x, or that of one of the library's `functions`."""
     described = {
         "gain": 0.5,
+        "function": "",
         "io": [["x", "INPUT", "FLOAT", [-1, 1, 3, 5]], ["x_hat", "OUTPUT", "FLOAT", [-1, 1, 3, 5]]],
         "profile": [1, 3, 8],
         "workspace": 512,
@@ -254,12 +255,14 @@ class FakeContext:
             memory = (ctypes.c_uint8 * size).from_address(self.addresses[name])
             arrays.append(np.frombuffer(memory, dtype).reshape(shape))
         by = {way: array for (_, way, _, _), array in zip(self.engine.io, arrays, strict=True)}
-        by["OUTPUT"][:] = by["INPUT"] * by["INPUT"].dtype.type(self.engine.gain)
+        by["OUTPUT"][:] = self.engine.function(by["INPUT"])
 
 
 class FakeEngine:
     def __init__(self, trt, described) -> None:
-        self.trt, self.io, self.gain = trt, described["io"], described["gain"]
+        self.trt, self.io = trt, described["io"]
+        gain = described["gain"]
+        self.function = trt.functions.get(described["function"], lambda x: x * x.dtype.type(gain))
         self.profile, self.device_memory_size_v2 = described["profile"], described["workspace"]
         self.num_io_tensors = len(self.io)
         self._by = {name: (way, kind, shape) for name, way, kind, shape in self.io}
@@ -312,6 +315,7 @@ class FakeTensorRt(SimpleNamespace):
             is_rtx=is_rtx,
             __version__=version,
             contexts=[],
+            functions={},
             capturable=True,
             refuses=False,
             no_context=False,
