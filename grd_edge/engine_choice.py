@@ -114,7 +114,10 @@ class Trial:
         selection = selection_from_samples(self.samples, self.config)
         batch = next(iter(engines.values()))[0].fingerprint.batches[1]
         watch.stage("scoring fp32 on the CPU")
-        bench = Bench(Candidate("fp32", fp32, MODEL), selection, self.config, opened=opened, batch=batch)
+        try:
+            bench = Bench(Candidate("fp32", fp32, MODEL), selection, self.config, opened=opened, batch=batch)
+        except EngineError as error:
+            return {target.name: unmeasured(str(error)) for target in built}
         found = {}
         for target, by_precision in built.items():
             candidates = [candidate(target, precision) for precision in by_precision]

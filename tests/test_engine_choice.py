@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from grd_edge.bench.engines import ranged_bundle
 
-from grd_edge import build_engine, search
+from grd_edge import build_engine, engine_choice, search
 from grd_edge.build_engine import engines_into_bundle, plan_of_engines
 from grd_edge.bundle import MODEL, RANGES, read_bundle, write_bundle
 from grd_edge.checkpoint import write_checkpoint
@@ -267,6 +267,12 @@ def test_engines_that_do_not_open(machine, path, trial, monkeypatch):
     assert tried["int8"]["lost"].startswith("not measured; auto takes FP16") and engines_for(bundle, RTX) == ["fp16"]
 
 
+def test_a_reference_that_does_not_run(machine, path, trial, monkeypatch):
+    monkeypatch.setattr(engine_choice, "native", refused)
+    _, tried, bundle = chosen(path, RTX, trial)
+    assert unmeasured(tried, bundle, RTX, "there is no NVIDIA driver")
+
+
 def test_fp16_that_cannot_be_built_is_an_error(machine, path, trial):
     machine.broken["fp16"] = "out of luck"
     before = read_bundle(path).seal
@@ -297,6 +303,8 @@ def test_build_engine_takes_images_and_a_budget(machine, path, parts, fp32, caps
     assert [each["precision"] for each in told["engines"]] == ["int8"]
     assert run(*words, "--max-flips", "200%") == 1
     assert "max_flips is 2; expected a share" in capsys.readouterr().err
+    assert run(*words, "--precision", "int8") == 1
+    assert "--data is for --precision auto, and int8 was asked for first" in capsys.readouterr().err
 
 
 def test_build_bundle_does_all_steps(machine, stock, tiny_checkpoint, parts, tmp_path, fp32, monkeypatch, capsys):

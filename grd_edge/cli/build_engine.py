@@ -105,6 +105,7 @@ def engine(
     """
     from grd_edge.build_engine import engines_into_bundle, plan_of_engines
     from grd_edge.engine.builder import BuildOptions
+    from grd_edge.errors import InputError
     from grd_edge.files import write_atomically
     from grd_edge.watch import Watcher
 
@@ -116,7 +117,11 @@ def engine(
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
     )
-    targets = targets_named(target)
+    targets, precisions = targets_named(target), _several(precision) or ["auto"]
+    if data and precisions[0] != "auto":
+        raise InputError(
+            f"--data is for --precision auto, and {precisions[0]} was asked for first; leave one of the two out"
+        )
     trial = _trial_of_bundle(bundle, data, max_auroc_drop, max_flips) if data else None
     with progress() as bar:
         told = StageBar(bar, "engines")
@@ -124,7 +129,7 @@ def engine(
         plan = plan_of_engines(
             bundle,
             targets,
-            several(precision) or ["auto"],
+            precisions,
             options=options,
             ranges=ranges,
             keep=keep or (),
@@ -232,10 +237,10 @@ def targets_named(texts: list[str] | None) -> list[Target]:
     """The targets of `--target`."""
     from grd_edge.engine.targets import target_named
 
-    return [target_named(name) for name in several(texts)]
+    return [target_named(name) for name in _several(texts)]
 
 
-def several(texts: list[str] | None) -> list[str]:
+def _several(texts: list[str] | None) -> list[str]:
     """Values of an option that is repeated or joined by commas."""
     return list(dict.fromkeys(each.strip() for text in texts or () for each in text.split(",") if each.strip()))
 
