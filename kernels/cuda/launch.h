@@ -36,7 +36,7 @@ struct ScorePatches {
 /* Workspace of launch_score. Its first kScoreCounterBytes must be 0 before its first use (cudaMemset once after
  * allocation); every launch leaves them 0, whatever its size, so that one workspace serves batches of any size, one
  * at a time. The rest needs no initialization. 0 when the arguments are not taken. */
-constexpr size_t kScoreCounterBytes = 65536;
+constexpr size_t kScoreCounterBytes = 4096 * 16;
 size_t score_workspace_bytes(const ScorePatches &score);
 
 /* One launch up to 4096 patches of at most 256 px a row with the Gaussian window and phi_local windows up to 32 px;
