@@ -20,13 +20,23 @@
 #if defined(__CUDACC__)
 #include <cuda_fp16.h>
 #define GRD_DEVICE __device__ __forceinline__
+#define GRD_BOTH __host__ __device__ inline
 #define GRD_UNROLLED _Pragma("unroll")
 #else
 #define GRD_DEVICE inline
+#define GRD_BOTH inline
 #define GRD_UNROLLED _Pragma("GCC unroll 16")
 #endif
 
 namespace grd::cuda {
+
+/* Where the elements of a view lie; strides in bytes. */
+struct Source {
+    const char *data;
+    int64_t stride_n, stride_c, stride_y, stride_x;
+    int32_t dtype;
+};
+
 namespace { /* local to each file, as everything that is compiled with flags of its own */
 
 /* The bits of a pixel, so that a load can be under way while other work goes on. On the host the address may be any. */

@@ -54,7 +54,6 @@ grd_status read_params(const grd_score_params *given, grd_score_params *out) {
 /* Far beyond any image, and small enough that no product of two extents and a few constants overflows. */
 constexpr int64_t kLargestExtent = int64_t{1} << 24;
 constexpr int64_t kLargestChannels = 1 << 12;
-constexpr int32_t kDefaultLocal = 21; /* Source: docs/method.md section 5 */
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 

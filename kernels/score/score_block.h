@@ -55,13 +55,6 @@ struct alignas(16) Part {
     int32_t unused;
 };
 
-/* Strides in bytes. */
-struct Source {
-    const char *data;
-    int64_t stride_n, stride_c, stride_y, stride_x;
-    int32_t dtype;
-};
-
 /* A launch. */
 struct Launch {
     Source x, x_hat;
@@ -83,12 +76,14 @@ struct Launch {
 
 /* Shared memory of a block. The ring follows it: local + 4 rows of kRingColumns. */
 struct alignas(16) Shared {
-    float line[kGroup][4][kLinePitch];    /* of each row mean and variance of s, then of d */
+    union {
+        float line[kGroup][4][kLinePitch]; /* of each row mean and variance of s, then of d */
+        Part parts[kThreads];              /* at the end */
+    };
     int32_t sums[kGroup][kSumPitch];      /* distances */
     int32_t totals[kGroup][kSumPitch / kGroup];
     uint8_t near[kLinePitch];             /* of each column a bit per row: a pixel of interest is within reach */
     uint32_t seen;
-    Part parts[kThreads];
 };
 
 /* A thread's own, in registers. */

@@ -23,8 +23,8 @@ struct LocalThread {
     int64_t column[2], largest;
 };
 
-GRD_DEVICE int local_tiles(const Launch &job) { return (job.map_w - job.local) / kThreads + 1; }
-GRD_DEVICE int local_blocks(const Launch &job) {
+GRD_BOTH int local_tiles(const Launch &job) { return (job.map_w - job.local) / kThreads + 1; }
+GRD_BOTH int local_blocks(const Launch &job) {
     return local_tiles(job) * ((job.map_h - job.local) / kLocalRows + 1);
 }
 

@@ -28,6 +28,7 @@ namespace {
 using cuda::float_of_bits;
 using cuda::float_of_half;
 using cuda::load_as;
+using cuda::Source;
 using cuda::store_as;
 
 constexpr int kGroup = 4;                     /* outputs that share a level */
