@@ -90,6 +90,8 @@ struct alignas(16) Shared {
 struct Thread {
     float s[kSpread], d[kSpread];         /* the column's rows, oldest first */
     uint32_t bits[kGroup], bits_hat[kGroup]; /* of the next four, on their way */
+    const char *from, *from_hat;          /* the rows behind these */
+    char *heat;                           /* the first row whose heatmap is not written */
     uint32_t wanted;                      /* bit i: row i is of interest */
     float residual[kGroup], distance[kGroup];
     int32_t column;                       /* sum of the last `local` rows of sums */
@@ -106,6 +108,7 @@ template <class E, int kX, int kHat, bool kBox, bool kMap> struct ScoreBlock {
     int own_end;
     int x0, columns; /* first column of the map, and how many */
     int own_columns; /* of pixels */
+    int slot = 0;    /* of the ring, for the first of four rows of sums */
 
     GRD_DEVICE ScoreBlock(const Launch &job_, Shared &sh_, int32_t *ring_, E &exec_, int block, int patch)
         : job(job_), sh(sh_), ring(ring_), exec(exec_), n(patch) {
@@ -120,7 +123,7 @@ template <class E, int kX, int kHat, bool kBox, bool kMap> struct ScoreBlock {
     }
 
     GRD_DEVICE bool sums_wanted() const { return !kMap && job.phi_local != nullptr; }
-    GRD_DEVICE int ring_rows() const { return job.local + kGroup; }
+    GRD_DEVICE int ring_rows() const { return job.local + kGroup; } /* four new ones, and those that leave the sums */
 
     /* ------------------------------------------------------------------------------------------ columns */
 
@@ -128,20 +131,20 @@ template <class E, int kX, int kHat, bool kBox, bool kMap> struct ScoreBlock {
         return from.data + n * from.stride_n + c * from.stride_c + y * from.stride_y + x * from.stride_x;
     }
 
-    /* Rows [y, y + kGroup) of the thread's column, as far as they exist; 0 elsewhere. */
-    GRD_DEVICE void load(Thread &me, int t, int c, int y) const {
-        const int x = x0 - job.lead + t;
-        const bool inside = x >= 0 && x < job.w;
-        const char *from = at(job.x, n, c, y, x), *from_hat = at(job.x_hat, n, c, y, x);
+    GRD_DEVICE int column_of(int t) const { return x0 - job.lead + t; }
+
+    /* Rows [y, y + kGroup) of the thread's column, from where it has come to; 0 where there are none. */
+    GRD_DEVICE void load(Thread &me, int t, int y) const {
+        const bool inside = static_cast<uint32_t>(column_of(t)) < static_cast<uint32_t>(job.w);
         GRD_UNROLLED for (int i = 0; i < kGroup; i++) {
-            const bool here = inside && y + i >= 0 && y + i < job.h;
-            me.bits[i] = here ? load_bits<kX>(from, job.x.dtype) : 0;
-            me.bits_hat[i] = here ? load_bits<kHat>(from_hat, job.x_hat.dtype) : 0;
-            from += job.x.stride_y, from_hat += job.x_hat.stride_y;
+            const bool here = inside && static_cast<uint32_t>(y + i) < static_cast<uint32_t>(job.h);
+            me.bits[i] = here ? load_bits<kX>(me.from, job.x.dtype) : 0;
+            me.bits_hat[i] = here ? load_bits<kHat>(me.from_hat, job.x_hat.dtype) : 0;
+            me.from += job.x.stride_y, me.from_hat += job.x_hat.stride_y;
         }
     }
     GRD_DEVICE bool of_interest(int t, int y) const {
-        const int x = x0 - job.lead + t;
+        const int x = column_of(t);
         if (x < 0 || x >= job.w || y < 0 || y >= job.h) return false;
         return load_as<uint8_t>(at(job.roi, n, 0, y, x)) != 0;
     }
@@ -169,19 +172,21 @@ template <class E, int kX, int kHat, bool kBox, bool kMap> struct ScoreBlock {
             return;
         }
         me.wanted = 0;
+        me.from = at(job.x, n, c, top, column_of(t)), me.from_hat = at(job.x_hat, n, c, top, column_of(t));
         GRD_UNROLLED for (int i = 0; i < kSpread; i += kGroup) {
-            load(me, t, c, top + i);
+            load(me, t, top + i);
             take(me, t, top, i);
         }
+        constexpr int kPast = (kSpread + kGroup - 1) / kGroup * kGroup - kSpread; /* rows that were read too many */
+        me.from -= kPast * job.x.stride_y, me.from_hat -= kPast * job.x_hat.stride_y;
     }
 
-    /* Residuals of the pixels that are this block's own: rows [y, y + 4), column x0 + t. */
+    /* Residuals of the pixels that are this block's own: rows [y, y + 4). */
     GRD_DEVICE void look(Thread &me, int t, int c, int y) const {
         constexpr int kAt = kBox ? kReach : 0;
-        const int column = kBox ? t - kReach : t;
-        const bool mine = column >= 0 && column < own_columns;
+        if (static_cast<uint32_t>(t - kAt) >= static_cast<uint32_t>(own_columns)) return;
         GRD_UNROLLED for (int i = 0; i < kGroup; i++) {
-            if (!mine || y + i >= own_end) continue;
+            if (y + i >= own_end) break;
             const float residual = fabsf(me.d[kAt + i]);
             if (!(fabsf(me.s[kAt + i]) <= kLargestPixel)) me.part.fine = 0;
             me.residual[i] = c == 0 ? residual : me.residual[i] + residual;
@@ -189,9 +194,9 @@ template <class E, int kX, int kHat, bool kBox, bool kMap> struct ScoreBlock {
             const float mean = me.residual[i] * job.share;
             if (!job.roi.data || (me.wanted >> (kAt + i) & 1u)) me.part.least = fminf(me.part.least, mean);
             me.part.largest = fmaxf(me.part.largest, mean);
-            if (job.heatmap.data)
-                store_heat(const_cast<char *>(at(job.heatmap, n, 0, y + i, x0 + column)), job.heatmap.dtype,
-                           job.heatmap_scale, mean);
+            if (!job.heatmap.data) continue;
+            store_heat(me.heat, job.heatmap.dtype, job.heatmap_scale, mean);
+            me.heat += job.heatmap.stride_y;
         }
     }
 
@@ -213,23 +218,22 @@ template <class E, int kX, int kHat, bool kBox, bool kMap> struct ScoreBlock {
     /* Sums down the columns of the rows [y, y + 4) that the phases before have put into the ring. */
     GRD_DEVICE void sum_columns(Thread &me, int t, int y) const {
         if (t >= kRingColumns) return;
-        int32_t *border = job.border;
         const int edge = job.local - 1, rows = end - first;
-        if (border) border += (static_cast<int64_t>(n) * job.strips + strip) * 2 * edge * kRingColumns;
-        int slot = (y - first) % ring_rows();
+        int32_t *to = nullptr;
+        if (job.border && (y - first < edge || y - first + kGroup > rows - edge))
+            to = job.border + (static_cast<int64_t>(n) * job.strips + strip) * 2 * edge * kRingColumns + t;
         GRD_UNROLLED for (int i = 0; i < kGroup; i++) {
             const int row = y - first + i;
             if (row >= rows) break;
-            const int32_t now = ring[slot * kRingColumns + t];
-            int gone = slot - job.local;
-            if (gone < 0) gone += ring_rows();
+            const int at_row = wrapped(slot + i), gone = wrapped(at_row + kGroup);
+            const int32_t now = ring[at_row * kRingColumns + t];
             me.column += now - ring[gone * kRingColumns + t];
             if (me.column > me.part.local) me.part.local = me.column;
-            if (border && row < edge) border[row * kRingColumns + t] = now;
-            if (border && row >= rows - edge) border[(edge + row - (rows - edge)) * kRingColumns + t] = now;
-            if (++slot == ring_rows()) slot = 0;
+            if (to && row < edge) to[row * kRingColumns] = now;
+            if (to && row >= rows - edge) to[(edge + row - (rows - edge)) * kRingColumns] = now;
         }
     }
+    GRD_DEVICE int wrapped(int row) const { return row < ring_rows() ? row : row - ring_rows(); }
 
     /* --------------------------------------------------------------------------------------------- rows */
 
@@ -291,7 +295,7 @@ template <class E, int kX, int kHat, bool kBox, bool kMap> struct ScoreBlock {
         int32_t sum = job.sum_shift ? 1 << (job.sum_shift - 1) : 0;
         for (int i = 0; i < whole; i++) sum += sh.totals[row][group + i];
         for (int i = 0; i < rest; i++) sum += sums[whole * kGroup + i];
-        int32_t *to = ring + (y - first + row) % ring_rows() * kRingColumns + x;
+        int32_t *to = ring + wrapped(slot + row) * kRingColumns + x;
         to[0] = sum >> job.sum_shift;
         GRD_UNROLLED for (int j = 1; j < kGroup; j++) {
             sum += gained[j - 1] - sums[j - 1];
@@ -346,6 +350,7 @@ template <class E, int kX, int kHat, bool kBox, bool kMap> struct ScoreBlock {
             me.part = nothing();
             me.column = 0;
             me.wanted = 0;
+            me.heat = const_cast<char *>(at(job.heatmap, n, 0, first, column_of(t)));
             if (t < kLinePitch - kThreads) {
                 for (int i = 0; i < 4 * kGroup; i++) sh.line[i / 4][i % 4][kThreads + t] = 0;
                 sh.near[kThreads + t] = 0;
@@ -364,7 +369,7 @@ template <class E, int kX, int kHat, bool kBox, bool kMap> struct ScoreBlock {
                     take_rows(me, t, c, y, ahead && y > first);
                     look(me, t, c, y);
                     if (scored) down(me, t);
-                    if (ahead) load(me, t, c, y - job.lead + kSpread);
+                    if (ahead) load(me, t, y - job.lead + kSpread);
                 });
                 if (!scored) continue;
                 exec.each([&](Thread &me, int t) {
@@ -372,6 +377,7 @@ template <class E, int kX, int kHat, bool kBox, bool kMap> struct ScoreBlock {
                     if (c + 1 == job.c) close_row(me, t / kGroups, t % kGroups, y);
                 });
             }
+            if (y > first) slot = wrapped(slot + kGroup);
             if (scored && sums_wanted())
                 exec.each([&](Thread &, int t) { sum_windows(t / kGroups, t % kGroups, y); });
         }
