@@ -14,17 +14,16 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "both.h"
 #include "grd_edge.h"
 #include "half.h"
 
 #if defined(__CUDACC__)
 #include <cuda_fp16.h>
 #define GRD_DEVICE __device__ __forceinline__
-#define GRD_BOTH __host__ __device__ inline
 #define GRD_UNROLLED _Pragma("unroll")
 #else
 #define GRD_DEVICE inline
-#define GRD_BOTH inline
 #define GRD_UNROLLED _Pragma("GCC unroll 16")
 #endif
 

@@ -387,7 +387,8 @@ grd_status cut_frame(const grd_cut_params &cut, const grd_view *frame, const int
                            row_bytes,
                            plane_bytes,
                            planes * plane_bytes};
-    if (frame->dtype == GRD_UINT8) cut_rows<uint8_t>(*frame, target, scratch);
+    if (target.kernels.cut != nullptr) target.kernels.cut({*frame, cut, grid, target.format, patches});
+    else if (frame->dtype == GRD_UINT8) cut_rows<uint8_t>(*frame, target, scratch);
     else cut_rows<uint16_t>(*frame, target, scratch);
     if (used.ran != nullptr) *used.ran = variant_name(variant);
     return GRD_OK;
