@@ -17,7 +17,9 @@ namespace grd::patchify {
 namespace {
 
 constexpr int kCutThreads = 256;
-constexpr int kStoreBytes = 16; /* of elements of a row that a thread makes */
+/* Elements of a row that a thread makes: 16 bytes of them, or one where its pixels have to be added up first. */
+constexpr int kStoreBytes = 16;
+GRD_BOTH constexpr int run_of(bool scaled, int item) { return scaled ? 1 : kStoreBytes / item; }
 
 /* A launch. */
 struct CutLaunch {
@@ -27,7 +29,7 @@ struct CutLaunch {
     int32_t patch_h, patch_w, stride_y, stride_x;
     int32_t interleaved, aligned; /* aligned: rows and planes of patches begin at multiples of kStoreBytes */
     const int32_t *indices;
-    int32_t runs;   /* of kStoreBytes in a row */
+    int32_t runs;   /* of run_of elements in a row */
     int64_t planes; /* of all patches */
     char *patches;
     float input_scale;
@@ -91,17 +93,20 @@ template <class T> GRD_DEVICE float column_sum(const CutLaunch &job, int channel
 template <class T>
 GRD_DEVICE float scaled_value(const CutLaunch &job, int channel, const PixelTap &tap_y, int32_t x) {
     const PixelTap tap = pixel_tap(x, job.w, job.scaled_w);
-    double sum = static_cast<double>(tap.f0) * static_cast<double>(column_sum<T>(job, channel, tap_y, tap.first));
-    if (tap.whole >= 0) {
-        double chains[4] = {0, 0, 0, 0}; /* as sum_of */
-        int i = 0;
-        for (; i + 4 <= tap.whole; i += 4)
-            GRD_UNROLLED for (int k = 0; k < 4; k++)
-                chains[k] += static_cast<double>(column_sum<T>(job, channel, tap_y, tap.first + 1 + i + k));
-        for (; i < tap.whole; i++) chains[0] += static_cast<double>(column_sum<T>(job, channel, tap_y, tap.first + 1 + i));
-        const float last = column_sum<T>(job, channel, tap_y, tap.first + 1 + tap.whole);
-        sum += ((chains[0] + chains[1]) + (chains[2] + chains[3])) + static_cast<double>(tap.f1) * static_cast<double>(last);
+    const int32_t fours = tap.whole / 4 * 4;
+    double first = 0, last = 0, chains[4] = {0, 0, 0, 0}; /* as in sum_of */
+    for (int32_t i = -1; i <= tap.whole; i++) { /* whole -1: one pixel */
+        const double value = static_cast<double>(column_sum<T>(job, channel, tap_y, tap.first + 1 + i));
+        const int32_t chain = i < fours ? i % 4 : 0;
+        if (i < 0) first = static_cast<double>(tap.f0) * value;
+        else if (i == tap.whole) last = static_cast<double>(tap.f1) * value;
+        else if (chain == 0) chains[0] += value;
+        else if (chain == 1) chains[1] += value;
+        else if (chain == 2) chains[2] += value;
+        else chains[3] += value;
     }
+    double sum = first;
+    if (tap.whole >= 0) sum += ((chains[0] + chains[1]) + (chains[2] + chains[3])) + last;
     const float value = static_cast<float>(sum * job.scale);
     return value < 1.0f ? value : 1.0f;
 }
@@ -115,9 +120,9 @@ template <> GRD_DEVICE int8_t element_of<int8_t>(const CutLaunch &job, float val
     return static_cast<int8_t>(steps < 127.0f ? (steps + 8388608.0f) - 8388608.0f : 127.0f);
 }
 
-/* Run `index` of a plane (of NHWC patches: of all their planes): kStoreBytes of elements of a row, or its end. */
+/* Run `index` of a plane (of NHWC patches: of all their planes). */
 template <class T, class E, bool kScaled> GRD_DEVICE void cut_run(const CutLaunch &job, int64_t plane, uint32_t index) {
-    constexpr int kRun = kStoreBytes / static_cast<int>(sizeof(E));
+    constexpr int kRun = run_of(kScaled, sizeof(E));
     const int32_t row_elements = job.interleaved ? job.patch_w * job.c_out : job.patch_w;
     const uint32_t planes = job.interleaved ? 1 : static_cast<uint32_t>(job.c_out), runs = static_cast<uint32_t>(job.runs);
     const int32_t y_in = static_cast<int32_t>(index / runs), begin = static_cast<int32_t>(index % runs) * kRun;
@@ -142,14 +147,14 @@ template <class T, class E, bool kScaled> GRD_DEVICE void cut_run(const CutLaunc
     }
     const int64_t row = plane * job.patch_h + y_in;
     char *to = job.patches + (row * row_elements + begin) * static_cast<int64_t>(sizeof(E));
-    if (count == kRun && job.aligned) {
 #if defined(__CUDACC__)
+    if (!kScaled && count == kRun && job.aligned) {
         int4 whole;
-        memcpy(&whole, run, sizeof whole);
+        memcpy(&whole, run, sizeof run);
         *reinterpret_cast<int4 *>(to) = whole;
         return;
-#endif
     }
+#endif
     GRD_UNROLLED for (int i = 0; i < kRun; i++)
         if (i < count) cuda::store_as<E>(to + i * static_cast<int>(sizeof(E)), run[i]);
 }
