@@ -101,7 +101,8 @@ enum { /* grd_view.dtype */
     GRD_INT8 = 5     /* times a scale that the call states */
 };
 enum { /* grd_view.space */
-    GRD_SPACE_HOST = 0
+    GRD_SPACE_HOST = 0,
+    GRD_SPACE_CUDA = 1  /* memory of the current CUDA device */
 };
 
 /* A four-dimensional array that somebody else owns. Axis order is always N, C, H, W; the memory layout is
@@ -252,6 +253,38 @@ GRD_API grd_status grd_stitch_frame(const grd_cut_params *params, int64_t frame_
 
 /* Workspace that makes both calls free of allocation for frames of this size; 0 when the size is not supported. */
 GRD_API size_t grd_cut_workspace_bytes(const grd_cut_params *params, int64_t frame_h, int64_t frame_w);
+
+/* ------------------------------------------------------------ CUDA kernels */
+
+/* Scoring and cutting on NVIDIA devices of compute capability 7.5 and more, in a library of its own: link
+ * libgrd_edge_cuda.so. Every view is of GRD_SPACE_CUDA, and so are the arrays of the outputs and the workspace; the
+ * structures themselves are the host's. Calls only enqueue their work on `stream` (a cudaStream_t; NULL is the default
+ * stream): they neither wait nor allocate, and can be captured in a CUDA graph. Addresses and strides are multiples of
+ * the element's size. The variant is "cuda"; params->variant and options->variant are that or NULL, GRD_FORCE_VARIANT
+ * counts for nothing, and pools are not used.
+ * What the driver refuses is GRD_ERR_DEVICE, and grd_cuda_message says why; a failure of work that is under way shows
+ * up in later calls, as CUDA has it. */
+
+/* As grd_score_patches, box windows included; phi_local windows, cut to the map, of at most 256 px, else
+ * GRD_ERR_ARGUMENT; h * w below 2^31. params->workspace is required (GRD_ERR_BUFFER), aligned to 256 bytes, and begins
+ * with 65536 bytes that must be 0 before its first use (cudaMemset once): every call leaves them 0. One workspace serves
+ * calls of any size, one at a time. Within 1e-6 of float64 on the values as stored. Results are the same bit for bit
+ * whatever the batch, the device and the choice of outputs. Errors: 10..17, GRD_ERR_DEVICE. */
+GRD_API grd_status grd_cuda_score_patches(const grd_score_params *params, const grd_view *x, const grd_view *x_hat,
+                                          const grd_score_outputs *outputs, void *stream);
+/* Workspace for n patches of this size, whatever is wanted of them; 0 when they are not taken. */
+GRD_API size_t grd_cuda_score_workspace_bytes(const grd_score_params *params, int64_t n, int64_t c, int64_t h,
+                                              int64_t w);
+
+/* As grd_cut_frame, with the same bits, in one launch. indices: NULL, or on the device an array of the extent N of
+ * `patches`: the patches of the grid to cut, in order, none of them outside the grid. No workspace is needed.
+ * Errors: 10..16, 40, 41, GRD_ERR_DEVICE. */
+GRD_API grd_status grd_cuda_cut_frame(const grd_cut_params *params, const grd_view *frame, const int32_t *indices,
+                                      const grd_view *patches, const grd_cut_options *options, void *stream);
+
+/* One sentence about the last GRD_ERR_DEVICE of the calling thread, "" when there was none. Valid until the thread's
+ * next call. */
+GRD_API const char *grd_cuda_message(void);
 
 /* ----------------------------------------------------------------- bundle */
 

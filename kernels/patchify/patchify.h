@@ -38,6 +38,14 @@ struct PatchType {
     float input_scale; /* of GRD_INT8 */
 };
 
+/* patchify_checks.cpp. Views must be in `space`. */
+grd_status check_params(const grd_cut_params *params);
+grd_status grid_of(const grd_cut_params &cut, int64_t h, int64_t w, grd_grid *out);
+grd_status check_frame(const grd_cut_params &cut, const grd_view *frame, int32_t space);
+/* Reads what the engine takes off the view of `count` patches; input_scale is the caller's to add. */
+grd_status read_patches(const grd_cut_params &cut, int64_t count, const grd_view *patches, int32_t space, PatchType *out);
+grd_status check_type(const PatchType &type);
+
 /* options in our terms, NULL = defaults, and the variant that runs. */
 grd_status read_cut_options(const grd_cut_options *given, grd_cut_options *out, int32_t *variant);
 
