@@ -366,7 +366,8 @@ typedef struct grd_result {
                                 patch scored NaN, which counts as one defective patch */
     float threshold;         /* what score is compared with: the one threshold, 0 with several regions; NaN without
                                 decision */
-    double cut_ms;           /* wall time of each stage */
+    double cut_ms;           /* wall time of each stage; where the backend does the whole frame, all of it is infer_ms,
+                                and what is stitched on the host score_ms */
     double infer_ms;
     double score_ms;
     double total_ms;
@@ -387,7 +388,8 @@ GRD_API grd_status grd_inspector_open(const grd_bundle *bundle, const grd_inspec
                                       grd_inspector **out);
 GRD_API void grd_inspector_close(grd_inspector *inspector);
 GRD_API const char *grd_inspector_message(const grd_inspector *inspector);
-/* Name and version of the engine's vendor library, for logs. */
+/* Name and version of the engine's vendor library, and what else its backend tells, for logs. Valid until the next
+ * call. */
 GRD_API const char *grd_inspector_engine_version(const grd_inspector *inspector);
 /* Patches of a frame of this size, inspected or not: how large the caller's arrays must be at most. */
 GRD_API grd_status grd_inspector_grid(const grd_inspector *inspector, int64_t frame_h, int64_t frame_w,
@@ -418,7 +420,35 @@ typedef struct grd_engine_desc {
     const char *format;     /* "onnx", ... as the bundle says */
     const char *precision;  /* "fp32", "bf16", "fp16", "int8" */
     const char *vendor_dir; /* may be NULL */
+    /* What the bundle says of the engine, each NULL when it does not (docs/bundle.md): */
+    const char *library_version;      /* of the vendor's library that built it, "1.7.1.116" */
+    const char *compute_capabilities; /* of the devices that it was built for, "8.6 8.9" */
+    const char *compatibility;        /* with other versions and devices: "none", "version", "ampere+", ... */
+    const char *target;               /* "rtx-ada" */
 } grd_engine_desc;
+
+/* Whole frames on the engine's device, for backends that cut, infer and score there. */
+typedef struct grd_frame_desc {
+    uint32_t struct_size;
+    int32_t window;          /* GRD_WINDOW_* */
+    int32_t local_window_px;
+    grd_cut_params cut;
+} grd_frame_desc;
+
+/* One frame and what is wanted of it. Arrays are the host's; the caller has checked all of it. */
+typedef struct grd_frame_work {
+    uint32_t struct_size;
+    int32_t count;                 /* patches to inspect, >= 1 */
+    const grd_view *frame;         /* as in grd_cut_frame */
+    const grd_grid *grid;          /* of grd_cut_grid */
+    const int32_t *indices;        /* count numbers of patches in the grid, rising */
+    const uint8_t *const *masks;   /* count masks of interest, dense patch_h x patch_w, each NULL where the whole patch is
+                                      of interest; NULL when each is */
+    float *phi;                    /* count values */
+    float *phi_local;              /* count values */
+    float *heatmaps;               /* count,1,patch_h,patch_w; NULL = not wanted */
+    float *x_hat;                  /* count,channels,patch_h,patch_w; NULL = not wanted */
+} grd_frame_work;
 
 typedef struct grd_backend {
     uint32_t struct_size;
@@ -431,6 +461,13 @@ typedef struct grd_backend {
                                size_t message_bytes);
     const char *(*engine_version)(void *engine);
     void (*engine_close)(void *engine);
+    /* Members from here on are optional: NULL, or not covered by struct_size. All three or none. */
+    /* Prepares for frames. *frames NULL with GRD_OK: not these frames, the library cuts and scores on the host. */
+    grd_status (*frame_open)(void *engine, const grd_frame_desc *desc, void **frames, char *message,
+                             size_t message_bytes);
+    /* Cuts, infers and scores as grd_cut_frame and grd_score_patches do; blocks until done. */
+    grd_status (*frame_inspect)(void *frames, const grd_frame_work *work, char *message, size_t message_bytes);
+    void (*frame_close)(void *frames); /* before engine_close */
 } grd_backend;
 
 typedef const grd_backend *(*grd_backend_table_fn)(void);

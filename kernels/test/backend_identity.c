@@ -78,7 +78,12 @@ static const char *identity_version(void *engine) {
 
 GRD_API const grd_backend *grd_backend_table(void);
 GRD_API const grd_backend *grd_backend_table(void) {
-    static const grd_backend table = {sizeof(grd_backend), IDENTITY_ABI,     "identity", identity_open,
-                                      identity_infer,      identity_version, free};
+    static const grd_backend table = {.struct_size = sizeof(grd_backend),
+                                      .abi = IDENTITY_ABI,
+                                      .name = "identity",
+                                      .engine_open = identity_open,
+                                      .engine_infer = identity_infer,
+                                      .engine_version = identity_version,
+                                      .engine_close = free};
     return &table;
 }
