@@ -20,7 +20,7 @@ void GraphCache::refuse(Entry *entry, const char *call, int error) {
     entry->reason = std::string(call) + ": " + calls_.words(error);
 }
 
-void GraphCache::run_with(size_t key, void *stream, Enqueue enqueue, void *work) {
+void GraphCache::run_with(size_t key, void *stream, ByHand enqueue, void *work) {
     Entry &entry = entries_[key];
     if (entry.state == GraphState::kNever) {
         enqueue(work, stream);
@@ -41,7 +41,7 @@ void GraphCache::run_with(size_t key, void *stream, Enqueue enqueue, void *work)
     enqueue(work, stream);
 }
 
-void GraphCache::capture(Entry *entry, void *stream, Enqueue enqueue, void *work) {
+void GraphCache::capture(Entry *entry, void *stream, ByHand enqueue, void *work) {
     if (const int error = calls_.begin_capture(stream)) return refuse(entry, "cudaStreamBeginCapture", error);
     std::string failed;
     try {

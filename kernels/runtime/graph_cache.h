@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace grd {
@@ -42,7 +43,8 @@ public:
     /* Enqueues the work of this key on the stream, by its graph where there is one. enqueue(stream) enqueues it by hand
      * and throws Failure when it cannot, which passes, unless the work can run without its graph. */
     template <class Enqueue> void run(size_t key, void *stream, Enqueue &&enqueue) {
-        run_with(key, stream, [](void *work, void *on) { (*static_cast<Enqueue *>(work))(on); }, &enqueue);
+        using Work = std::remove_reference_t<Enqueue>;
+        run_with(key, stream, [](void *work, void *on) { (*static_cast<Work *>(work))(on); }, &enqueue);
     }
     /* Forgets what was captured: addresses or arguments in it are no longer right. */
     void invalidate();
@@ -56,10 +58,10 @@ private:
         void *executable = nullptr;
         std::string reason;
     };
-    using Enqueue = void (*)(void *work, void *stream);
+    using ByHand = void (*)(void *work, void *stream);
 
-    void run_with(size_t key, void *stream, Enqueue enqueue, void *work);
-    void capture(Entry *entry, void *stream, Enqueue enqueue, void *work);
+    void run_with(size_t key, void *stream, ByHand enqueue, void *work);
+    void capture(Entry *entry, void *stream, ByHand enqueue, void *work);
     void refuse(Entry *entry, const char *call, int error);
 
     GraphCalls calls_;
