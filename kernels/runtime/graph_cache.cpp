@@ -24,8 +24,8 @@ void GraphCache::run_with(size_t key, void *stream, ByHand enqueue, void *work) 
     Entry &entry = entries_[key];
     if (entry.state == GraphState::kNever) {
         enqueue(work, stream);
-        /* What fails only now is told by whoever waits for the results; it is not captured. */
-        if (calls_.synchronize(stream) != 0) return;
+        if (const int error = calls_.synchronize(stream))
+            fail(GRD_ERR_ENGINE_RUN, std::string("cudaStreamSynchronize: ") + calls_.words(error));
         entry.state = GraphState::kWarm;
         capture(&entry, stream, enqueue, work);
         return;

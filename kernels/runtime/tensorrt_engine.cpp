@@ -95,6 +95,7 @@ void TensorRtEngine::open(const grd_engine_desc &desc) {
     check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
     configure(desc);
     graphs_ = make_graphs(1);
+    if (!graphs_->reason(0).empty()) add_note("no CUDA graphs (" + graphs_->reason(0) + ")");
     /* An engine that does not run is told now, not at the first frame. */
     std::memset(x_.staging.data(), 0, x_.bytes(patch_values() * static_cast<size_t>(batch_limit_)));
     run_batch(static_cast<int32_t>(batch_limit_));
