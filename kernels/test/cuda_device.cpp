@@ -215,14 +215,8 @@ void cut(const WholeCut &call) {
     std::memcpy(call.patches, out.data(), out.size());
 }
 
-Kernels scalar_but(void (*cut)(const WholeCut &)) {
-    Kernels kernels = kernels_scalar; /* stitching is not done on devices */
-    kernels.cut = cut;
-    return kernels;
-}
-
 } // namespace
 
-const Kernels kernels_cuda_device = scalar_but(cut);
+const Kernels kernels_cuda_device = with_cut(kernels_scalar, cut); /* stitching is not done on devices */
 
 } // namespace grd::patchify
