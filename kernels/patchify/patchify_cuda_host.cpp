@@ -31,14 +31,8 @@ void cut(const WholeCut &call) {
     else run_all<uint16_t>(job, call.format.dtype);
 }
 
-Kernels scalar_but(void (*cut)(const WholeCut &)) {
-    Kernels kernels = kernels_scalar; /* stitching is not done on devices */
-    kernels.cut = cut;
-    return kernels;
-}
-
 } // namespace
 
-const Kernels kernels_cuda_host = scalar_but(cut);
+const Kernels kernels_cuda_host = with_cut(kernels_scalar, cut); /* stitching is not done on devices */
 
 } // namespace grd::patchify

@@ -73,6 +73,11 @@ struct Kernels {
 #include "variants.inc"
 #undef GRD_VARIANT
 
+static inline Kernels with_cut(Kernels kernels, void (*cut)(const WholeCut &)) {
+    kernels.cut = cut;
+    return kernels;
+}
+
 /* By index of variants.h. */
 extern const Kernels *const kKernels[];
 

@@ -33,7 +33,7 @@ template <class State> struct DeviceThreads {
     }
 };
 
-extern __shared__ char shared_memory[];
+extern __shared__ __align__(16) char shared_memory[];
 
 template <int kX, int kHat, bool kBox, bool kMap>
 __global__ void __launch_bounds__(kThreads, 2) score_kernel(const __grid_constant__ Launch job) {

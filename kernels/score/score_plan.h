@@ -15,13 +15,6 @@ constexpr int32_t kLaunchPatches = 4096;                            /* at most i
 constexpr size_t kCounterBytes = kLaunchPatches * sizeof(Counter);
 constexpr int kLeastStripRows = 24;                                 /* below, the ten rows read twice cost too much */
 
-/* What a launch needs of its patches, apart from pointers. */
-struct Shape {
-    int64_t c, h, w;
-    bool box, want_local;
-    int64_t local; /* as asked for */
-};
-
 /* Whether these patches go down the road of score_map. */
 inline bool maps(const Launch &job, bool box) {
     return box || job.w > kThreads || (job.phi_local && job.local > kLargestRing);
