@@ -39,14 +39,15 @@ needs_cuda = pytest.mark.skipif(
 needs_headers = pytest.mark.skipif(not FOLDERS, reason="GRD_TENSORRT_HEADERS names no folder with TensorRT's headers")
 
 
-def built(name: str, kinds: tuple[str, ...], *options: str) -> Path:
+def built(name: str, kinds: tuple[str, ...], *options: str, tests: tuple[str, ...] = ()) -> Path:
     options = ("-DGRD_WITH_OPENVINO=OFF", "-DGRD_WITH_TENSORRT=ON", *options)
     targets = tuple(f"{prefix}_{kind}" for kind in kinds for prefix in ("grd_backend", "test"))
+    targets += tuple(f"test_{test}" for test in tests)
     return build_native(ROOT / "build" / f"tensorrt-{name}", *options, targets=targets)
 
 
-def passes(folder: Path, kind: str) -> None:
-    program = folder / "kernels" / "test" / "tensorrt" / f"test_{kind}"
+def passes(folder: Path, name: str) -> None:
+    program = folder / "kernels" / "test" / "tensorrt" / f"test_{name}"
     done = subprocess.run([str(program)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
     assert re.search(r"\d{3,} passed, 0 failed\n$", done.stdout)
@@ -58,6 +59,7 @@ def kinds_of(version: str) -> tuple[str, ...]:
 
 @needs_cuda
 @needs_headers
+@pytest.mark.slow
 @pytest.mark.parametrize("version", FOLDERS or ["none"])
 def test_backends_pass_on_fakes_with_the_headers_of(version):
     folder = built(version, kinds_of(version), f"-DGRD_TENSORRT_INCLUDE_DIR={FOLDERS[version]}")
@@ -78,12 +80,14 @@ def newest():
 
 @needs_cuda
 @needs_headers
-def test_backends_pass_on_fakes_under_sanitizers(newest):
+@pytest.mark.slow
+def test_backends_and_whole_frames_pass_on_fakes_under_sanitizers(newest):
     version = newest or next(iter(FOLDERS))
-    sanitize = "-DGRD_SANITIZE=address;undefined;float-cast-overflow"
-    folder = built("sanitized", kinds_of(version), f"-DGRD_TENSORRT_INCLUDE_DIR={FOLDERS[version]}", sanitize)
-    for kind in kinds_of(version):
-        passes(folder, kind)
+    frames = tuple(f"{kind}_frames" for kind in kinds_of(version))
+    options = (f"-DGRD_TENSORRT_INCLUDE_DIR={FOLDERS[version]}", "-DGRD_SANITIZE=address;undefined;float-cast-overflow")
+    folder = built("sanitized", kinds_of(version), *options, tests=frames)
+    for name in (*kinds_of(version), *frames):
+        passes(folder, name)
 
 
 RUNTIME = """

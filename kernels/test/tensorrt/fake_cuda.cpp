@@ -77,6 +77,7 @@ Stream *stream_of(void *stream) {
 
 } // namespace
 
+int fake_cuda_called(const char *call) { return static_cast<int>(called(call)); }
 void fake_cuda_device(int major, int minor, int count) {
     device.major = major, device.minor = minor, device.count = count;
 }
@@ -192,5 +193,10 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
     if (const cudaError_t error = called("cudaMemcpyAsync")) return error;
     fake_cuda_submit(stream, [=] { std::memcpy(to, from, bytes); });
+    return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream) {
+    if (const cudaError_t error = called("cudaMemsetAsync")) return error;
+    fake_cuda_submit(stream, [=] { std::memset(to, value, bytes); });
     return cudaSuccess;
 }

@@ -10,13 +10,15 @@
 extern "C" {
 #endif
 
-/* From now on: no device works, and so many exist. */
+/* The device, and how many there are. */
 void fake_cuda_device(int major, int minor, int count);
 /* The call of this name fails with `error` after it succeeded `after` more times, once; NULL: none. */
 void fake_cuda_fail(const char *call, int after, int error);
 /* Calls of this name since the last fake_cuda_reset. */
 int fake_cuda_calls(const char *call);
 void fake_cuda_reset(void);
+/* Counts a call of another part of the fake: the error that it is to return, else 0. */
+int fake_cuda_called(const char *call);
 /* Blocks of memory, streams, graphs and executables that live; guard bytes that were hit. */
 int fake_cuda_live(void);
 int fake_cuda_damage(void);
