@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := CMakeLists.txt setup.py pyproject.toml constraints.txt $(shell find kernels cmake -type f -not -path 'kernels/test/*' -not -path 'kernels/fuzz/*' -not -path 'kernels/bench/*' -not -name '*.md')
 
-.PHONY: demo test lint fuzz sanitize clean
+.PHONY: demo test lint fuzz sanitize gpu test-gpu bench-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/grd-edge demo
@@ -24,6 +24,29 @@ fuzz: $(STAMP)
 # The C tests under AddressSanitizer, LeakSanitizer and UndefinedBehaviorSanitizer, pools under ThreadSanitizer.
 sanitize: $(STAMP)
 	$(BIN)/python -m pytest -q tests/native -k sanitizer
+
+# The CUDA kernels, on a machine with an NVIDIA GPU: one sentence and no build elsewhere.
+GPU := build/gpu
+GPU_TESTS := test_score test_score_types test_patchify
+gpu: $(STAMP)
+	@command -v nvcc >/dev/null || { echo "nvcc is not on the PATH; install the CUDA toolkit, 13.0 or later" >&2; exit 1; }
+	@$(BIN)/cmake -S . -B $(GPU) -G Ninja -DGRD_WITH_CUDA=ON -DGRD_WITH_OPENVINO=OFF -DGRD_BUILD_TESTS=ON \
+		-DGRD_WERROR=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) >/dev/null
+	@$(BIN)/cmake --build $(GPU) --target cuda_device_name >/dev/null
+	@$(GPU)/kernels/test/cuda_device_name
+	$(BIN)/cmake --build $(GPU)
+
+# The C tests of the kernels on the device: guarded memory, each call once more from a CUDA graph; compute-sanitizer.
+test-gpu: gpu
+	$(BIN)/ctest --test-dir $(GPU) -L gpu --output-on-failure --no-tests=error
+	@command -v compute-sanitizer >/dev/null || echo "compute-sanitizer is not on the PATH: memcheck and racecheck did not run"
+	@! command -v compute-sanitizer >/dev/null || for tool in memcheck racecheck; do for test in $(GPU_TESTS); do \
+		GRD_TEST_CALLS=200 compute-sanitizer --tool $$tool --error-exitcode 1 \
+			$(GPU)/kernels/test/$${test}_cuda_device || exit 1; done; done
+
+# Against PyTorch and the device's limits, into bench/results/<device>/. Needs a PyTorch that sees the device.
+bench-gpu: gpu
+	$(BIN)/python -m grd_edge.bench.gpu
 
 # Rebuilt when the native sources change; Python sources are installed in place.
 $(STAMP): $(NATIVE)

@@ -17,12 +17,15 @@ C1, C2 = 0.01**2, 0.03**2
 LOCAL_PX = 21
 
 
-def torch_separable(x, x_hat):
-    """Eager PyTorch, both filters separable: two 1-D convolutions over four stacked maps, two 1-D poolings."""
+def torch_separable(x, x_hat, taps=None):
+    """Eager PyTorch, both filters separable: two 1-D convolutions over four stacked maps, two 1-D poolings.
+
+    taps: the window's 11 weights on another device than the CPU.
+    """
     import torch
     from torch.nn import functional as F
 
-    taps = _torch_taps()
+    taps = _torch_taps() if taps is None else taps
     center = x.mean((2, 3), keepdim=True) + x_hat.mean((2, 3), keepdim=True)
     d = x - x_hat
     s = x + x_hat - center

@@ -101,7 +101,8 @@ enum { /* grd_view.dtype */
     GRD_INT8 = 5     /* times a scale that the call states */
 };
 enum { /* grd_view.space */
-    GRD_SPACE_HOST = 0
+    GRD_SPACE_HOST = 0,
+    GRD_SPACE_CUDA = 1  /* memory of the current CUDA device */
 };
 
 /* A four-dimensional array that somebody else owns. Axis order is always N, C, H, W; the memory layout is
@@ -253,6 +254,38 @@ GRD_API grd_status grd_stitch_frame(const grd_cut_params *params, int64_t frame_
 /* Workspace that makes both calls free of allocation for frames of this size; 0 when the size is not supported. */
 GRD_API size_t grd_cut_workspace_bytes(const grd_cut_params *params, int64_t frame_h, int64_t frame_w);
 
+/* ------------------------------------------------------------ CUDA kernels */
+
+/* Scoring and cutting on NVIDIA devices of compute capability 7.5 and more, in a library of its own: link
+ * libgrd_edge_cuda.so. Every view is of GRD_SPACE_CUDA, and so are the arrays of the outputs and the workspace; the
+ * structures themselves are the host's. Calls only enqueue their work on `stream` (a cudaStream_t; NULL is the default
+ * stream): they neither wait nor allocate, and can be captured in a CUDA graph. Addresses and strides are multiples of
+ * the element's size. The variant is "cuda"; params->variant and options->variant are that or NULL, GRD_FORCE_VARIANT
+ * counts for nothing, and pools are not used.
+ * What the driver refuses is GRD_ERR_DEVICE, and grd_cuda_message says why; a failure of work that is under way shows
+ * up in later calls, as CUDA has it. */
+
+/* As grd_score_patches, box windows included; phi_local windows, cut to the map, of at most 256 px, else
+ * GRD_ERR_ARGUMENT; h * w below 2^31. params->workspace is required (GRD_ERR_BUFFER), aligned to 256 bytes, and begins
+ * with 65536 bytes that must be 0 before its first use (cudaMemset once): every call leaves them 0. One workspace serves
+ * calls of any size, one at a time. Within 1e-6 of float64 on the values as stored. Results are the same bit for bit
+ * whatever the batch, the device and the choice of outputs. Errors: 10..17, GRD_ERR_DEVICE. */
+GRD_API grd_status grd_cuda_score_patches(const grd_score_params *params, const grd_view *x, const grd_view *x_hat,
+                                          const grd_score_outputs *outputs, void *stream);
+/* Workspace for n patches of this size, whatever is wanted of them; 0 when they are not taken. */
+GRD_API size_t grd_cuda_score_workspace_bytes(const grd_score_params *params, int64_t n, int64_t c, int64_t h,
+                                              int64_t w);
+
+/* As grd_cut_frame, with the same bits, in one launch. indices: NULL, or on the device an array of the extent N of
+ * `patches`: the patches of the grid to cut, in order, none of them outside the grid. No workspace is needed.
+ * Errors: 10..16, 40, 41, GRD_ERR_DEVICE. */
+GRD_API grd_status grd_cuda_cut_frame(const grd_cut_params *params, const grd_view *frame, const int32_t *indices,
+                                      const grd_view *patches, const grd_cut_options *options, void *stream);
+
+/* One sentence about the last GRD_ERR_DEVICE of the calling thread, "" when there was none. Valid until the thread's
+ * next call. */
+GRD_API const char *grd_cuda_message(void);
+
 /* ----------------------------------------------------------------- bundle */
 
 typedef struct grd_bundle grd_bundle;
@@ -333,7 +366,8 @@ typedef struct grd_result {
                                 patch scored NaN, which counts as one defective patch */
     float threshold;         /* what score is compared with: the one threshold, 0 with several regions; NaN without
                                 decision */
-    double cut_ms;           /* wall time of each stage */
+    double cut_ms;           /* wall time of each stage; where the backend does the whole frame, all of it is infer_ms,
+                                and what is stitched on the host score_ms */
     double infer_ms;
     double score_ms;
     double total_ms;
@@ -354,7 +388,8 @@ GRD_API grd_status grd_inspector_open(const grd_bundle *bundle, const grd_inspec
                                       grd_inspector **out);
 GRD_API void grd_inspector_close(grd_inspector *inspector);
 GRD_API const char *grd_inspector_message(const grd_inspector *inspector);
-/* Name and version of the engine's vendor library, for logs. */
+/* Name and version of the engine's vendor library, and what else its backend tells, for logs. Valid until the next
+ * call. */
 GRD_API const char *grd_inspector_engine_version(const grd_inspector *inspector);
 /* Patches of a frame of this size, inspected or not: how large the caller's arrays must be at most. */
 GRD_API grd_status grd_inspector_grid(const grd_inspector *inspector, int64_t frame_h, int64_t frame_w,
@@ -385,7 +420,35 @@ typedef struct grd_engine_desc {
     const char *format;     /* "onnx", ... as the bundle says */
     const char *precision;  /* "fp32", "bf16", "fp16", "int8" */
     const char *vendor_dir; /* may be NULL */
+    /* What the bundle says of the engine, each NULL when it does not (docs/bundle.md): */
+    const char *library_version;      /* of the vendor's library that built it, "1.7.1.116" */
+    const char *compute_capabilities; /* of the devices that it was built for, "8.6 8.9" */
+    const char *compatibility;        /* with other versions and devices: "none", "version", "ampere+", ... */
+    const char *target;               /* "rtx-ada" */
 } grd_engine_desc;
+
+/* Whole frames on the engine's device, for backends that cut, infer and score there. */
+typedef struct grd_frame_desc {
+    uint32_t struct_size;
+    int32_t window;          /* GRD_WINDOW_* */
+    int32_t local_window_px;
+    grd_cut_params cut;
+} grd_frame_desc;
+
+/* One frame and what is wanted of it. Arrays are the host's; the caller has checked all of it. */
+typedef struct grd_frame_work {
+    uint32_t struct_size;
+    int32_t count;                 /* patches to inspect, >= 1 */
+    const grd_view *frame;         /* as in grd_cut_frame */
+    const grd_grid *grid;          /* of grd_cut_grid */
+    const int32_t *indices;        /* count numbers of patches in the grid, rising */
+    const uint8_t *const *masks;   /* count masks of interest, dense patch_h x patch_w, each NULL where the whole patch is
+                                      of interest; NULL when each is */
+    float *phi;                    /* count values */
+    float *phi_local;              /* count values */
+    float *heatmaps;               /* count,1,patch_h,patch_w; NULL = not wanted */
+    float *x_hat;                  /* count,channels,patch_h,patch_w; NULL = not wanted */
+} grd_frame_work;
 
 typedef struct grd_backend {
     uint32_t struct_size;
@@ -398,6 +461,13 @@ typedef struct grd_backend {
                                size_t message_bytes);
     const char *(*engine_version)(void *engine);
     void (*engine_close)(void *engine);
+    /* Members from here on are optional: NULL, or not covered by struct_size. All three or none. */
+    /* Prepares for frames. *frames NULL with GRD_OK: not these frames, the library cuts and scores on the host. */
+    grd_status (*frame_open)(void *engine, const grd_frame_desc *desc, void **frames, char *message,
+                             size_t message_bytes);
+    /* Cuts, infers and scores as grd_cut_frame and grd_score_patches do; blocks until done. */
+    grd_status (*frame_inspect)(void *frames, const grd_frame_work *work, char *message, size_t message_bytes);
+    void (*frame_close)(void *frames); /* before engine_close */
 } grd_backend;
 
 typedef const grd_backend *(*grd_backend_table_fn)(void);

@@ -1,4 +1,4 @@
-/* patchify.cpp - frames to patches: checks, geometry, and the order in which rows are made and handed out.
+/* patchify.cpp - frames to patches: the order in which rows are made and handed out.
  *
  * SPDX-License-Identifier: Apache-2.0
  *
@@ -8,10 +8,8 @@
  * contiguous memory. */
 #include "patchify.h"
 
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <initializer_list>
 
 #include "patchify_kernels.h"
 #include "variants.h"
@@ -36,45 +34,6 @@ using patchify::RowKernels;
 using patchify::Tap;
 
 size_t aligned(size_t bytes) { return (bytes + kCutAlign - 1) / kCutAlign * kCutAlign; }
-
-grd_status check_params(const grd_cut_params *params) {
-    if (params == nullptr) return GRD_ERR_ARGUMENT;
-    if (params->struct_size < sizeof(grd_cut_params)) return GRD_ERR_STRUCT_SIZE;
-    if (params->scale_px < 0 || params->scale_px > kMaxSidePx) return GRD_ERR_ARGUMENT;
-    for (int32_t extent : {params->patch_h, params->patch_w, params->stride_y, params->stride_x})
-        if (extent < 1 || extent > kMaxSidePx) return GRD_ERR_ARGUMENT;
-    /* A stride above the patch would leave pixels that nobody inspects. */
-    if (params->stride_y > params->patch_h || params->stride_x > params->patch_w) return GRD_ERR_ARGUMENT;
-    if (params->channels != 1 && params->channels != 3) return GRD_ERR_ARGUMENT;
-    if (params->padding != GRD_PADDING_ERROR && params->padding != GRD_PADDING_REFLECT) return GRD_ERR_ARGUMENT;
-    return GRD_OK;
-}
-
-int64_t count_along(int64_t extent, int64_t patch, int64_t stride) {
-    return extent <= patch ? 1 : (extent - patch + stride - 1) / stride + 1;
-}
-
-grd_status grid_of(const grd_cut_params &cut, int64_t h, int64_t w, grd_grid *out) {
-    if (h < 1 || w < 1 || h > kMaxSidePx || w > kMaxSidePx) return GRD_ERR_SHAPE;
-    int64_t scaled_h = h, scaled_w = w;
-    if (cut.scale_px > 0) {
-        const int64_t shorter = h < w ? h : w;
-        scaled_h = h == shorter ? cut.scale_px : (2 * h * cut.scale_px + shorter) / (2 * shorter);
-        scaled_w = w == shorter ? cut.scale_px : (2 * w * cut.scale_px + shorter) / (2 * shorter);
-        if (scaled_h > kMaxSidePx || scaled_w > kMaxSidePx) return GRD_ERR_SHAPE;
-    }
-    if (cut.padding == GRD_PADDING_ERROR && (scaled_h < cut.patch_h || scaled_w < cut.patch_w))
-        return GRD_ERR_FRAME_SIZE;
-    const int64_t rows = count_along(scaled_h, cut.patch_h, cut.stride_y);
-    const int64_t cols = count_along(scaled_w, cut.patch_w, cut.stride_x);
-    if (rows * cols > INT32_MAX) return GRD_ERR_SHAPE;
-    out->scaled_h = static_cast<int32_t>(scaled_h);
-    out->scaled_w = static_cast<int32_t>(scaled_w);
-    out->rows = static_cast<int32_t>(rows);
-    out->cols = static_cast<int32_t>(cols);
-    out->count = static_cast<int32_t>(rows * cols);
-    return GRD_OK;
-}
 
 /* Interval [i * n_in / n_out, (i + 1) * n_in / n_out), in integer arithmetic. */
 Tap tap_of(int64_t i, int64_t n_in, int64_t n_out) {
@@ -288,45 +247,6 @@ template <class T> void cut_rows(const grd_view &frame, const Target &to, const 
     pad_patches(to);
 }
 
-grd_status check_frame(const grd_cut_params &cut, const grd_view *frame) {
-    if (frame == nullptr || frame->data == nullptr) return GRD_ERR_ARGUMENT;
-    if (frame->dtype != GRD_UINT8 && frame->dtype != GRD_UINT16) return GRD_ERR_DTYPE;
-    if (frame->space != GRD_SPACE_HOST) return GRD_ERR_SPACE;
-    if (frame->extent[0] != 1) return GRD_ERR_SHAPE;
-    const int64_t c = frame->extent[1];
-    if (c < 1) return GRD_ERR_SHAPE;
-    if ((c != 1 && c != 3) || (c == 1 && cut.channels == 3)) return GRD_ERR_FRAME_CHANNELS;
-    if (frame->extent[2] < 1 || frame->extent[3] < 1) return GRD_ERR_SHAPE;
-    int64_t stride[4];
-    return strides_of(*frame, false, stride);
-}
-
-/* Reads what the engine takes off the view. */
-grd_status read_patches(const grd_cut_params &cut, const grd_grid &grid, const grd_view *patches, PatchType *out) {
-    if (patches == nullptr || patches->data == nullptr) return GRD_ERR_ARGUMENT;
-    if (patches->dtype != GRD_FLOAT32 && patches->dtype != GRD_FLOAT16 && patches->dtype != GRD_INT8)
-        return GRD_ERR_DTYPE;
-    const int64_t item = dtype_bytes(patches->dtype);
-    if (reinterpret_cast<uintptr_t>(patches->data) % static_cast<uintptr_t>(item) != 0) return GRD_ERR_ARGUMENT;
-    if (patches->space != GRD_SPACE_HOST) return GRD_ERR_SPACE;
-    const int64_t c = cut.channels, h = cut.patch_h, w = cut.patch_w;
-    const int64_t want[4] = {grid.count, c, h, w};
-    const int64_t planar[4] = {c * h * w * item, h * w * item, w * item, item};
-    const int64_t interleaved[4] = {c * h * w * item, item, w * c * item, c * item};
-    bool unset = true, in_planes = true, in_pixels = true;
-    for (int i = 0; i < 4; ++i) {
-        if (patches->extent[i] != want[i]) return GRD_ERR_SHAPE;
-        const int64_t stride = patches->stride_bytes[i];
-        unset = unset && stride == 0;
-        in_planes = in_planes && (want[i] == 1 || stride == planar[i]);
-        in_pixels = in_pixels && (want[i] == 1 || stride == interleaved[i]);
-    }
-    if (!unset && !in_planes && !in_pixels) return GRD_ERR_STRIDE;
-    out->dtype = patches->dtype;
-    out->interleaved = !unset && !in_planes;
-    return GRD_OK;
-}
-
 size_t cut_workspace_bytes(const grd_cut_params &cut, const grd_grid &grid, int64_t frame_w) {
     Scratch scratch = {};
     const size_t cutting = lay_out(cut, grid, frame_w, nullptr, &scratch), stitching = stitch_bytes(cut, grid);
@@ -358,11 +278,11 @@ CutWorkspace::~CutWorkspace() { std::free(own_); }
 
 grd_status cut_frame(const grd_cut_params &cut, const grd_view *frame, const int32_t *slots, int32_t count,
                      const PatchType &type, void *patches, const grd_cut_options *options) {
-    if (const grd_status status = check_frame(cut, frame)) return status;
+    if (const grd_status status = check_frame(cut, frame, GRD_SPACE_HOST)) return status;
     const int64_t w = frame->extent[3];
     grd_grid grid = {};
     if (const grd_status status = grid_of(cut, frame->extent[2], w, &grid)) return status;
-    if (type.dtype == GRD_INT8 && !(type.input_scale > 0 && std::isfinite(type.input_scale))) return GRD_ERR_ARGUMENT;
+    if (const grd_status status = check_type(type)) return status;
     grd_cut_options used;
     int32_t variant = 0;
     if (const grd_status status = read_cut_options(options, &used, &variant)) return status;
@@ -387,7 +307,8 @@ grd_status cut_frame(const grd_cut_params &cut, const grd_view *frame, const int
                            row_bytes,
                            plane_bytes,
                            planes * plane_bytes};
-    if (frame->dtype == GRD_UINT8) cut_rows<uint8_t>(*frame, target, scratch);
+    if (target.kernels.cut != nullptr) target.kernels.cut({*frame, cut, grid, target.format, patches});
+    else if (frame->dtype == GRD_UINT8) cut_rows<uint8_t>(*frame, target, scratch);
     else cut_rows<uint16_t>(*frame, target, scratch);
     if (used.ran != nullptr) *used.ran = variant_name(variant);
     return GRD_OK;
@@ -423,12 +344,12 @@ size_t grd_cut_workspace_bytes(const grd_cut_params *params, int64_t frame_h, in
 grd_status grd_cut_frame(const grd_cut_params *params, const grd_view *frame, const grd_view *patches,
                          const grd_cut_options *options) {
     if (const grd_status status = grd::check_params(params)) return status;
-    if (const grd_status status = grd::check_frame(*params, frame)) return status;
+    if (const grd_status status = grd::check_frame(*params, frame, GRD_SPACE_HOST)) return status;
     if (options != nullptr && options->struct_size < sizeof(grd_cut_options)) return GRD_ERR_STRUCT_SIZE;
     grd_grid grid = {};
     grd::PatchType type = {};
     if (const grd_status status = grd::grid_of(*params, frame->extent[2], frame->extent[3], &grid)) return status;
-    if (const grd_status status = grd::read_patches(*params, grid, patches, &type)) return status;
+    if (const grd_status status = grd::read_patches(*params, grid.count, patches, GRD_SPACE_HOST, &type)) return status;
     type.input_scale = options != nullptr ? options->input_scale : 0;
     return grd::cut_frame(*params, frame, nullptr, grid.count, type, patches->data, options);
 }

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "both.h"
 #include "grd_edge.h"
 
 namespace grd {
@@ -16,14 +17,14 @@ namespace grd {
 constexpr int64_t kMaxSidePx = 65536;
 
 /* Where patch `index` of an axis begins; the last one shifts inward. */
-static inline int32_t position_px(int32_t index, int32_t stride, int32_t patch, int32_t extent) {
+GRD_BOTH int32_t position_px(int32_t index, int32_t stride, int32_t patch, int32_t extent) {
     const int64_t begin = static_cast<int64_t>(index) * stride;
     const int64_t limit = extent > patch ? extent - patch : 0;
     return static_cast<int32_t>(begin < limit ? begin : limit);
 }
 
 /* Index that position i >= n of an axis of n pixels repeats: reflection without the edge, as often as needed. */
-static inline int32_t reflected_px(int32_t i, int32_t n) {
+GRD_BOTH int32_t reflected_px(int32_t i, int32_t n) {
     if (n == 1) return 0;
     const int64_t period = 2 * (static_cast<int64_t>(n) - 1);
     const int64_t inside = i % period;
@@ -36,6 +37,14 @@ struct PatchType {
     bool interleaved;  /* NHWC */
     float input_scale; /* of GRD_INT8 */
 };
+
+/* patchify_checks.cpp. Views must be in `space`. */
+grd_status check_params(const grd_cut_params *params);
+grd_status grid_of(const grd_cut_params &cut, int64_t h, int64_t w, grd_grid *out);
+grd_status check_frame(const grd_cut_params &cut, const grd_view *frame, int32_t space);
+/* Reads what the engine takes off the view of `count` patches; input_scale is the caller's to add. */
+grd_status read_patches(const grd_cut_params &cut, int64_t count, const grd_view *patches, int32_t space, PatchType *out);
+grd_status check_type(const PatchType &type);
 
 /* options in our terms, NULL = defaults, and the variant that runs. */
 grd_status read_cut_options(const grd_cut_options *given, grd_cut_options *out, int32_t *variant);

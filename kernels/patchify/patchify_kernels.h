@@ -41,6 +41,15 @@ template <class T> struct RowKernels {
     void (*weigh_row)(const T *row, int64_t n, float weight, bool keep, float *line);
 };
 
+/* A call of grd_cut_frame after its checks. */
+struct WholeCut {
+    const grd_view &frame;
+    const grd_cut_params &cut;
+    const grd_grid &grid;
+    Format format;
+    void *patches;
+};
+
 struct Kernels {
     RowKernels<uint8_t> bytes;
     RowKernels<uint16_t> words;
@@ -56,11 +65,18 @@ struct Kernels {
     void (*add_values)(const float *values, int64_t n, double *sums, int32_t *counts);
     /* means[i] = sums[i] / counts[i], 0 where counts[i] is 0 */
     void (*divide)(const double *sums, const int32_t *counts, int64_t n, float *means);
+    /* All patches of a frame at once, for variants that do not go row by row (those of the tests); else NULL. */
+    void (*cut)(const WholeCut &call) = nullptr;
 };
 
 #define GRD_VARIANT(name, supported) extern const Kernels kernels_##name;
 #include "variants.inc"
 #undef GRD_VARIANT
+
+static inline Kernels with_cut(Kernels kernels, void (*cut)(const WholeCut &)) {
+    kernels.cut = cut;
+    return kernels;
+}
 
 /* By index of variants.h. */
 extern const Kernels *const kKernels[];

@@ -6,6 +6,8 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <cstddef>
+
 #include "failure.h"
 
 namespace grd {
@@ -49,7 +51,7 @@ const grd_backend *backend_by_name(const std::string &name, const char *folder) 
         fail(GRD_ERR_BACKEND_ABI,
              text("%s speaks version %u of the backend table, expected %u; install backend and library of one release",
                   path.c_str(), table->abi, static_cast<unsigned>(GRD_BACKEND_ABI)));
-    if (table->struct_size < sizeof(grd_backend) || table->engine_open == nullptr || table->engine_infer == nullptr ||
+    if (table->struct_size < offsetof(grd_backend, frame_open) || table->engine_open == nullptr || table->engine_infer == nullptr ||
         table->engine_version == nullptr || table->engine_close == nullptr)
         fail(GRD_ERR_BACKEND_ABI, path + " gives an incomplete table; reinstall the backend");
     return table;

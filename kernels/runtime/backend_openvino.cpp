@@ -7,11 +7,10 @@
  * A model compiled for one batch size is faster than one compiled for any: 17 % at one patch, 3 to 5 % at 16
  * (128 px, base 16, 2 cores). So each batch size seen gets a model of its own, compiled when it is first seen, up to
  * kStaticSizes; further sizes share one dynamic model, which bounds memory and never stalls a line again. */
-#include <cstdio>
-#include <memory>
 #include <string>
 #include <vector>
 
+#include "backend_entries.h"
 #include "failure.h"
 #include "grd_edge.h"
 #include "onnx_check.h"
@@ -256,46 +255,22 @@ void OpenVinoEngine::infer(const grd_view &x, const grd_view &x_hat) {
     check(api_.ov_infer_request_infer(lane.request), GRD_ERR_ENGINE_RUN, "OpenVINO does not run the model");
 }
 
-grd_status told(grd_status status, const std::string &said, char *message, size_t message_bytes) {
-    if (message != nullptr && message_bytes > 0) std::snprintf(message, message_bytes, "%s", said.c_str());
-    return status;
-}
-
-grd_status engine_open(const grd_engine_desc *desc, void **engine, char *message, size_t message_bytes) {
-    std::string said;
-    const grd_status status = guarded(&said, [&]() -> grd_status {
-        if (desc == nullptr || engine == nullptr || desc->struct_size < sizeof(grd_engine_desc))
-            fail(GRD_ERR_ARGUMENT, "engine_open needs a grd_engine_desc and a place for the engine");
-        std::unique_ptr<OpenVinoEngine> opened(new OpenVinoEngine(*desc));
-        opened->open(*desc);
-        *engine = opened.release();
-        return GRD_OK;
-    });
-    return told(status, said, message, message_bytes);
-}
-
-grd_status engine_infer(void *engine, const grd_view *x, const grd_view *x_hat, char *message, size_t message_bytes) {
-    std::string said;
-    const grd_status status = guarded(&said, [&]() -> grd_status {
-        if (engine == nullptr || x == nullptr || x_hat == nullptr)
-            fail(GRD_ERR_ARGUMENT, "engine_infer needs an engine and two views");
-        static_cast<OpenVinoEngine *>(engine)->infer(*x, *x_hat);
-        return GRD_OK;
-    });
-    return told(status, said, message, message_bytes);
-}
-
-const char *engine_version(void *engine) {
-    return engine != nullptr ? static_cast<OpenVinoEngine *>(engine)->version() : "";
-}
-
-void engine_close(void *engine) { delete static_cast<OpenVinoEngine *>(engine); }
+using Entries = BackendEntries<OpenVinoEngine>;
 
 } // namespace
 } // namespace grd
 
 extern "C" GRD_API const grd_backend *grd_backend_table(void) {
-    static const grd_backend table = {sizeof(grd_backend), GRD_BACKEND_ABI,     "openvino",       grd::engine_open,
-                                      grd::engine_infer,   grd::engine_version, grd::engine_close};
+    using grd::Entries;
+    static const grd_backend table = {sizeof(grd_backend),
+                                      GRD_BACKEND_ABI,
+                                      "openvino",
+                                      Entries::engine_open,
+                                      Entries::engine_infer,
+                                      Entries::engine_version,
+                                      Entries::engine_close,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr};
     return &table;
 }

@@ -30,6 +30,7 @@ struct ListedFile {
 
 struct Engine {
     std::string target, precision, backend, file, format;
+    std::string version, capabilities, compatibility; /* of the fingerprint, "" when it does not say */
 };
 
 /* A rectangle in px of the frame, before the working scale. */

@@ -96,6 +96,11 @@ public:
         if (!json_.is_string()) wrong("a string");
         return json_.get_ref<const std::string &>();
     }
+    /* A member that is free in content: "" unless it is a string. */
+    std::string text_or_empty(const char *key) const {
+        const auto found = json_.find(key);
+        return found != json_.end() && found->is_string() ? found->get<std::string>() : "";
+    }
     /* A string for people, of so many characters at most. */
     const std::string &label(size_t longest = 4096) const {
         size_t characters = 0; /* UTF-8, checked by the parser: bytes that go on are 10xxxxxx */
@@ -289,7 +294,11 @@ void read_engines(const Node &node, Description *out) {
         engine.backend = entry.at("backend").word(kBackend);
         engine.format = entry.at("format").word(kWord);
         engine.file = entry.at("file").string();
-        entry.at("fingerprint").object();
+        const Node fingerprint = entry.at("fingerprint");
+        fingerprint.object();
+        engine.version = fingerprint.text_or_empty("version");
+        engine.capabilities = fingerprint.text_or_empty("compute_capabilities");
+        engine.compatibility = fingerprint.text_or_empty("compatibility");
         if (out->files.count(engine.file) == 0) entry.at("file").wrong("a key of files");
         if (!seen.emplace(engine.target, engine.precision).second)
             malformed("engines holds " + engine.target + " " + engine.precision + " twice; rebuild the bundle");

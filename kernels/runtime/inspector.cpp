@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../patchify/patchify.h"
+#include "batches.h"
 #include "failure.h"
 #include "inspector.h"
 
@@ -76,6 +77,12 @@ const Engine &chosen_engine(const grd_bundle &bundle, const grd_inspector_params
              "; it holds: " + (held.empty() ? "none" : held));
 }
 
+/* Backends add to it when something becomes known later. */
+void read_engine_version(grd_inspector *inspector) {
+    const char *version = inspector->backend->engine_version(inspector->engine);
+    inspector->engine_version = version != nullptr ? version : "";
+}
+
 void open_engine(const grd_bundle &bundle, const grd_inspector_params &params, grd_inspector *inspector) {
     const Engine &engine = chosen_engine(bundle, params);
     inspector->backend = backend_by_name(engine.backend, params.backend_dir);
@@ -92,6 +99,11 @@ void open_engine(const grd_bundle &bundle, const grd_inspector_params &params, g
     desc.format = engine.format.c_str();
     desc.precision = engine.precision.c_str();
     desc.vendor_dir = params.vendor_dir;
+    const auto known = [](const std::string &text) { return text.empty() ? nullptr : text.c_str(); };
+    desc.library_version = known(engine.version);
+    desc.compute_capabilities = known(engine.capabilities);
+    desc.compatibility = known(engine.compatibility);
+    desc.target = engine.target.c_str();
     char message[1024] = "";
     void *opened = nullptr;
     const grd_status status = inspector->backend->engine_open(&desc, &opened, message, sizeof(message));
@@ -102,19 +114,34 @@ void open_engine(const grd_bundle &bundle, const grd_inspector_params &params, g
         fail(status, what + (message[0] != '\0' ? message : "the backend refused it without a reason"));
     if (opened == nullptr) fail(GRD_ERR_ENGINE_OPEN, what + "the backend gave no engine; reinstall it");
     inspector->engine = opened;
-    const char *version = inspector->backend->engine_version(opened);
-    inspector->engine_version = version != nullptr ? version : "";
+    read_engine_version(inspector);
 }
 
-/* Batches of nearly equal size: 17 patches at a limit of 16 are 9 and 8, not 16 and 1, which a CPU finishes sooner
- * and which needs no more than two sizes for any frame. */
+/* Whole frames on the engine's device, where the backend does them. A kernel variant that was forced is the host's. */
+void open_frames(grd_inspector *inspector) {
+    const grd_backend &backend = *inspector->backend;
+    const bool does = backend.struct_size >= sizeof(grd_backend) && backend.frame_open != nullptr &&
+                      backend.frame_inspect != nullptr && backend.frame_close != nullptr;
+    if (!does || !inspector->variant.empty() || std::getenv("GRD_FORCE_VARIANT") != nullptr) return;
+    grd_frame_desc desc = {};
+    desc.struct_size = sizeof(desc);
+    desc.window = inspector->info.window;
+    desc.local_window_px = inspector->info.local_window_px;
+    desc.cut = inspector->info.cut;
+    char message[1024] = "";
+    const grd_status status =
+        backend.frame_open(inspector->engine, &desc, &inspector->frames, message, sizeof(message));
+    message[sizeof(message) - 1] = '\0';
+    if (status == GRD_OK) return;
+    inspector->frames = nullptr;
+    fail(status, std::string("whole frames on the device: ") + (message[0] != '\0' ? message : "no reason given"));
+}
+
 void infer(grd_inspector *inspector, int32_t count) {
     const grd_cut_params &cut = inspector->info.cut;
     const int64_t patch_floats = static_cast<int64_t>(cut.channels) * cut.patch_h * cut.patch_w;
-    const int32_t batches = (count + inspector->batch_limit - 1) / inspector->batch_limit;
-    int32_t done = 0;
-    for (int32_t batch = 0; batch < batches; ++batch) {
-        const int32_t n = count / batches + (batch < count % batches ? 1 : 0);
+    for (int32_t done = 0, n = 0; done < count; done += n) {
+        n = next_batch(count - done, inspector->batch_limit);
         const grd_view x =
             dense_view(inspector->x.floats() + done * patch_floats, n, cut.channels, cut.patch_h, cut.patch_w);
         const grd_view x_hat =
@@ -126,7 +153,6 @@ void infer(grd_inspector *inspector, int32_t count) {
         if (status != GRD_OK)
             fail(status, text("inference of patches %d to %d failed: %s", done, done + n - 1,
                               message[0] != '\0' ? message : "no reason given"));
-        done += n;
     }
 }
 
@@ -242,6 +268,63 @@ void decide(grd_inspector *inspector, grd_result *result) {
                                                        : GRD_GOOD;
 }
 
+/* Fills scores, and on request heatmaps and reconstructions. */
+void run_on_host(grd_inspector *inspector, const grd_view &frame, grd_result *result) {
+    const grd_cut_params &cut = inspector->info.cut;
+    const int32_t inspected = inspector->selection.count();
+    const size_t patches_bytes = static_cast<size_t>(inspected) * static_cast<size_t>(cut.channels) *
+                                 static_cast<size_t>(cut.patch_h) * static_cast<size_t>(cut.patch_w) * sizeof(float);
+    Stopwatch stage;
+    inspector->cut_workspace.reserve(grd_cut_workspace_bytes(&cut, frame.extent[2], frame.extent[3]));
+    inspector->x.reserve(patches_bytes);
+    inspector->x_hat.reserve(patches_bytes);
+    const grd_cut_options options = inspector->cut_options();
+    const grd_status status = cut_frame(cut, &frame, inspector->selection.slots(), inspected, {GRD_FLOAT32, false, 0},
+                                        inspector->x.data(), &options);
+    if (status != GRD_OK) fail_cut(status, frame, cut);
+    result->cut_ms = stage.lap_ms();
+    infer(inspector, inspected);
+    if (result->x_hat != nullptr) std::memcpy(result->x_hat->data, inspector->x_hat.data(), patches_bytes);
+    result->infer_ms = stage.lap_ms();
+    score(inspector, result->heatmap != nullptr);
+    result->score_ms = stage.lap_ms();
+}
+
+/* The same by the backend. */
+void run_on_device(grd_inspector *inspector, const grd_view &frame, const grd_grid &grid, grd_result *result) {
+    const grd_status checked = check_frame(inspector->info.cut, &frame, GRD_SPACE_HOST);
+    if (checked != GRD_OK) fail_cut(checked, frame, inspector->info.cut);
+    Stopwatch stage;
+    const Selection &selection = inspector->selection;
+    inspector->indices.clear();
+    inspector->masks.clear();
+    bool masked = false;
+    for (int32_t i = 0; i < selection.count(); ++i) {
+        inspector->indices.push_back(selection.patch(i).index);
+        inspector->masks.push_back(selection.mask(i));
+        masked = masked || selection.mask(i) != nullptr;
+    }
+    grd_frame_work work = {};
+    work.struct_size = sizeof(work);
+    work.count = selection.count();
+    work.frame = &frame;
+    work.grid = &grid;
+    work.indices = inspector->indices.data();
+    work.masks = masked ? inspector->masks.data() : nullptr;
+    work.phi = inspector->phi.floats();
+    work.phi_local = inspector->phi_local.floats();
+    work.heatmaps = result->heatmap != nullptr ? inspector->heatmaps.floats() : nullptr;
+    work.x_hat = result->x_hat != nullptr ? static_cast<float *>(result->x_hat->data) : nullptr;
+    char message[1024] = "";
+    const grd_status status = inspector->backend->frame_inspect(inspector->frames, &work, message, sizeof(message));
+    message[sizeof(message) - 1] = '\0';
+    if (status != GRD_OK)
+        fail(status, text("inspection of %d patches failed: %s", work.count,
+                          message[0] != '\0' ? message : "no reason given"));
+    result->cut_ms = result->score_ms = 0;
+    result->infer_ms = stage.lap_ms();
+}
+
 grd_status inspect(grd_inspector *inspector, const grd_view *frame, grd_result *result) {
     if (inspector->engine == nullptr)
         fail(GRD_ERR_ARGUMENT, "this inspector did not open; read the message of grd_inspector_open");
@@ -255,33 +338,26 @@ grd_status inspect(grd_inspector *inspector, const grd_view *frame, grd_result *
     select_patches(inspector, grid, *frame, result->roi);
     check_result(*inspector, grid, *result);
 
-    const int32_t inspected = inspector->selection.count();
-    const int32_t *slots = inspector->selection.slots();
-    const size_t count = static_cast<size_t>(inspected), floats = sizeof(float);
+    const size_t count = static_cast<size_t>(inspector->selection.count()), floats = sizeof(float);
     const size_t patch_px = static_cast<size_t>(cut.patch_h) * static_cast<size_t>(cut.patch_w);
-    const size_t patches_bytes = count * static_cast<size_t>(cut.channels) * patch_px * floats;
-    inspector->cut_workspace.reserve(grd_cut_workspace_bytes(&cut, frame->extent[2], frame->extent[3]));
-    inspector->x.reserve(patches_bytes);
-    inspector->x_hat.reserve(patches_bytes);
     for (Buffer *scores : {&inspector->phi, &inspector->phi_local, &inspector->margins, &inspector->sorted})
         scores->reserve(count * floats);
     if (result->heatmap != nullptr) inspector->heatmaps.reserve(count * patch_px * floats);
 
-    const grd_cut_options options = inspector->cut_options();
-    const grd_status status =
-        cut_frame(cut, frame, slots, inspected, {GRD_FLOAT32, false, 0}, inspector->x.data(), &options);
-    if (status != GRD_OK) fail_cut(status, *frame, cut);
-    const double cut_ms = stage.lap_ms();
-    infer(inspector, inspected);
-    if (result->x_hat != nullptr) std::memcpy(result->x_hat->data, inspector->x_hat.data(), patches_bytes);
-    const double infer_ms = stage.lap_ms();
-    score(inspector, result->heatmap != nullptr);
-    if (result->heatmap != nullptr) stitch_heatmaps(*inspector, grid, *result->heatmap);
-    const double score_ms = stage.lap_ms();
+    grd_result timed = *result; /* the caller's is untouched until nothing can fail any more */
+    if (inspector->frames != nullptr) run_on_device(inspector, *frame, grid, &timed);
+    else run_on_host(inspector, *frame, &timed);
+    read_engine_version(inspector);
+    stage.lap_ms();
+    if (result->heatmap != nullptr) {
+        inspector->cut_workspace.reserve(grd_cut_workspace_bytes(&cut, frame->extent[2], frame->extent[3]));
+        stitch_heatmaps(*inspector, grid, *result->heatmap);
+    }
+    timed.score_ms += stage.lap_ms();
     decide(inspector, result);
-    result->cut_ms = cut_ms;
-    result->infer_ms = infer_ms;
-    result->score_ms = score_ms;
+    result->cut_ms = timed.cut_ms;
+    result->infer_ms = timed.infer_ms;
+    result->score_ms = timed.score_ms;
     result->total_ms = total.lap_ms();
     return GRD_OK;
 }
@@ -332,6 +408,7 @@ grd_status grd_inspector_open(const grd_bundle *bundle, const grd_inspector_para
                                                cut.patch_h, cut.patch_w));
         inspector->score_workspace.reserve(workspace);
         grd::open_engine(*bundle, used, inspector);
+        grd::open_frames(inspector);
         return GRD_OK;
     });
 }

@@ -21,6 +21,7 @@ struct grd_inspector {
     int32_t batch_limit = 0;
     const grd_backend *backend = nullptr;
     void *engine = nullptr;
+    void *frames = nullptr; /* of a backend that does whole frames on its device */
     std::vector<grd::Region> regions; /* none while nothing is decided */
     int32_t frame_h = 0, frame_w = 0; /* of the areas; 0 when there are none */
     grd::Mask roi;                    /* the bundle's */
@@ -28,7 +29,11 @@ struct grd_inspector {
     int64_t selected_h = 0, selected_w = 0; /* frame that the selection was made for, by the bundle's mask; else 0 */
     grd::Buffer cut_workspace, score_workspace, x, x_hat, phi, phi_local, margins, sorted, heatmaps;
 
+    std::vector<int32_t> indices;       /* of the selected patches, for such a backend */
+    std::vector<const uint8_t *> masks; /* of the same */
+
     ~grd_inspector() {
+        if (frames != nullptr) backend->frame_close(frames);
         if (engine != nullptr) backend->engine_close(engine);
     }
 

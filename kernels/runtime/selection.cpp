@@ -45,7 +45,7 @@ void Selection::choose(const grd_cut_params &cut, const grd_grid &grid, int64_t 
     masks_.clear();
     slots_.assign(static_cast<size_t>(grid.count), -1);
     for (int32_t i = 0; i < grid.count; ++i) {
-        SelectedPatch patch = {0, 0, 0, -1};
+        SelectedPatch patch = {i, 0, 0, 0, -1};
         grd_cut_position(&cut, &grid, i, &patch.y_px, &patch.x_px);
         patch.region = region_of(regions, cut, grid, frame_h, frame_w, patch.y_px, patch.x_px);
         if (patch.region < 0) continue;

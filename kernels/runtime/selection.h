@@ -15,6 +15,7 @@
 namespace grd {
 
 struct SelectedPatch {
+    int32_t index;      /* in the grid */
     int32_t y_px, x_px; /* in the scaled frame */
     int32_t region;
     int64_t mask;       /* where its mask begins in `masks`; -1 when all of its pixels are of interest */

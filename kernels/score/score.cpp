@@ -1,4 +1,4 @@
-/* score.cpp - the scoring section of grd_edge.h: argument checks, the loop over patches.
+/* score.cpp - the scoring section of grd_edge.h: the variant, its scratch, the loop over patches.
  *
  * SPDX-License-Identifier: Apache-2.0
  */
@@ -8,7 +8,7 @@
 
 #include "grd_edge.h"
 #include "pool/pool.h"
-#include "score/score_internal.h"
+#include "score/score_checks.h"
 #include "variants.h"
 #include "views.h"
 
@@ -21,61 +21,7 @@ const Variant *const kVariants[] = {
 #undef GRD_VARIANT
 };
 
-/* ------------------------------------------------------------------------------------------ params */
-
-/* Sizes of the structures in release 0.1.0, which is the first: what a caller must at least know. */
-constexpr uint32_t kParamsFirstSize = offsetof(grd_score_params, workspace_bytes) + sizeof(size_t);
-constexpr uint32_t kOutputsFirstSize = offsetof(grd_score_outputs, variant) + sizeof(void *);
-
-/* The caller's structure in our length: members it does not know stay 0, which is their default. */
-template <class Struct> grd_status read_struct(const Struct *given, uint32_t first_size, Struct *out) {
-    memset(out, 0, sizeof *out);
-    const uint32_t size = given->struct_size;
-    if (size < first_size) return GRD_ERR_STRUCT_SIZE;
-    memcpy(out, given, size < sizeof *out ? size : sizeof *out);
-    return GRD_OK;
-}
-
-grd_status read_params(const grd_score_params *given, grd_score_params *out) {
-    if (!given) {
-        memset(out, 0, sizeof *out);
-        return GRD_OK;
-    }
-    const grd_status status = read_struct(given, kParamsFirstSize, out);
-    if (status != GRD_OK) return status;
-    const bool window_known = out->window == GRD_WINDOW_GAUSSIAN || out->window == GRD_WINDOW_BOX;
-    if (!window_known || out->local_window_px < 0) return GRD_ERR_ARGUMENT;
-    if (!(out->heatmap_scale >= 0) || !isfinite(out->heatmap_scale)) return GRD_ERR_ARGUMENT;
-    return GRD_OK;
-}
-
-/* ----------------------------------------------------------------------------------- sizes and views */
-
-/* Far beyond any image, and small enough that no product of two extents and a few constants overflows. */
-constexpr int64_t kLargestExtent = int64_t{1} << 24;
-constexpr int64_t kLargestChannels = 1 << 12;
-constexpr int32_t kDefaultLocal = 21; /* Source: docs/method.md section 5 */
-
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/* False when patches of this size are not taken. */
-bool job_from_size(const grd_score_params &params, int64_t c, int64_t h, int64_t w, Job *out) {
-    const bool box = params.window == GRD_WINDOW_BOX;
-    const int64_t smallest = box ? 1 : kTaps;
-    if (c < 1 || c > kLargestChannels) return false;
-    if (h < smallest || h > kLargestExtent || w < smallest || w > kLargestExtent) return false;
-    if (h * w > INT64_MAX / 256 / c) return false; /* no variant's scratch takes 256 bytes a pixel */
-    const int64_t lost = box ? 0 : kTaps - 1;
-    const int64_t local = params.local_window_px ? params.local_window_px : kDefaultLocal;
-    *out = {};
-    out->c = c, out->h = h, out->w = w;
-    out->map_h = h - lost, out->map_w = w - lost;
-    out->local = least(local, least(out->map_h, out->map_w));
-    out->box = box;
-    out->x_dtype = out->x_hat_dtype = out->heatmap_dtype = GRD_FLOAT32;
-    out->heatmap_scale = params.heatmap_scale != 0 ? params.heatmap_scale : 255.0f;
-    return true;
-}
+/* ------------------------------------------------------------------------------------------ scratch */
 
 size_t round_up(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
@@ -97,84 +43,25 @@ size_t workspace_bytes_for(Job job, const grd_pool *pool) {
     return bytes * static_cast<size_t>(pool_threads(pool)) + kAlign - 1;
 }
 
-grd_status check_view(const grd_view &view, bool takes_bytes, bool takes_halves, bool takes_floats) {
-    if (!view.data) return GRD_ERR_ARGUMENT;
-    const bool taken = (takes_bytes && view.dtype == GRD_UINT8) || (takes_halves && view.dtype == GRD_FLOAT16) ||
-                       (takes_floats && view.dtype == GRD_FLOAT32);
-    if (!taken) return GRD_ERR_DTYPE;
-    if (view.space != GRD_SPACE_HOST) return GRD_ERR_SPACE;
-    for (int64_t extent : view.extent)
-        if (extent < 1) return GRD_ERR_SHAPE;
-    return GRD_OK;
-}
-
-bool same_extents(const int64_t *a, const int64_t *b) { return memcmp(a, b, 4 * sizeof *a) == 0; }
-
 /* ----------------------------------------------------------------------------------------- the call */
 
 /* A call after its checks. */
-struct Call {
-    grd_score_params params;
-    grd_score_outputs outputs;
-    const grd_view *x, *x_hat;
-    Job job;
+struct Call : CheckedCall {
     int32_t variant; /* in kVariants */
-    int64_t x_stride[4], x_hat_stride[4], roi_stride[4], heatmap_stride[4];
-    char *scratch; /* thread_stride bytes for each thread */
+    char *scratch;   /* thread_stride bytes for each thread */
     size_t thread_stride;
 };
-
-grd_status check_heatmap(const grd_view &heatmap, Call *call) {
-    const grd_status status = check_view(heatmap, true, true, true);
-    if (status != GRD_OK) return status;
-    const int64_t *x = call->x->extent;
-    const int64_t wanted[4] = {x[0], 1, x[2], x[3]};
-    if (!same_extents(heatmap.extent, wanted)) return GRD_ERR_SHAPE;
-    call->job.heatmap_dtype = heatmap.dtype;
-    return strides_of(heatmap, true, call->heatmap_stride);
-}
-
-grd_status check_roi(const grd_view &roi, Call *call) {
-    const grd_status status = check_view(roi, true, false, false);
-    if (status != GRD_OK) return status;
-    const int64_t *x = call->x->extent;
-    const int64_t one[4] = {1, 1, x[2], x[3]}, each[4] = {x[0], 1, x[2], x[3]};
-    if (!same_extents(roi.extent, one) && !same_extents(roi.extent, each)) return GRD_ERR_SHAPE;
-    const grd_status strides = strides_of(roi, false, call->roi_stride);
-    if (roi.extent[0] == 1) call->roi_stride[0] = 0;
-    return strides;
-}
 
 /* Everything that can be wrong with the arguments, before any output is touched. */
 grd_status check_call(const grd_score_params *params, const grd_view *x, const grd_view *x_hat,
                       const grd_score_outputs *outputs, Call *call) {
-    if (!x || !x_hat || !outputs) return GRD_ERR_ARGUMENT;
-    grd_status status = read_params(params, &call->params);
-    if (status == GRD_OK) status = read_struct(outputs, kOutputsFirstSize, &call->outputs);
-    if (status == GRD_OK) status = check_view(*x, true, true, true);
-    if (status == GRD_OK) status = check_view(*x_hat, false, true, true);
+    const grd_status status = check_score(params, x, x_hat, outputs, GRD_SPACE_HOST, call);
     if (status != GRD_OK) return status;
-
-    call->x = x;
-    call->x_hat = x_hat;
-    if (!same_extents(x->extent, x_hat->extent)) return GRD_ERR_SHAPE;
-    if (!job_from_size(call->params, x->extent[1], x->extent[2], x->extent[3], &call->job)) return GRD_ERR_SHAPE;
-    call->job.x_dtype = x->dtype, call->job.x_hat_dtype = x_hat->dtype;
-    status = strides_of(*x, false, call->x_stride);
-    if (status == GRD_OK) status = strides_of(*x_hat, false, call->x_hat_stride);
-    if (status == GRD_OK && call->outputs.heatmap) status = check_heatmap(*call->outputs.heatmap, call);
-    if (status == GRD_OK && call->params.roi) status = check_roi(*call->params.roi, call);
-    if (status != GRD_OK) return status;
-
     call->variant = variant_index(call->params.variant);
     if (call->variant < 0) return GRD_ERR_VARIANT;
     if (!kVariants[call->variant]->takes(call->job)) call->variant = kVariant_scalar;
     if (call->params.workspace && call->params.workspace_bytes < workspace_bytes_for(call->job, call->params.pool))
         return GRD_ERR_BUFFER;
-
-    call->job.want_phi = call->outputs.phi != nullptr;
-    call->job.want_local = call->outputs.phi_local != nullptr;
-    call->job.want_residual = call->outputs.residual_min || call->outputs.residual_max || call->outputs.heatmap;
     call->thread_stride = thread_bytes(*kVariants[call->variant], call->job);
     return GRD_OK;
 }

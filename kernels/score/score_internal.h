@@ -27,6 +27,8 @@ constexpr double kGaussian[kTaps] = {
     0.2130055377112537,    0.26601172486179436,  0.2130055377112537,  0.10936068950970002,
     0.03600077212843082,   0.007598758135239184, 0.0010283800844791099};
 
+constexpr int32_t kDefaultLocal = 21; /* w of phi_local. Source: docs/method.md section 5 */
+
 /* C1 = (K1 L)^2 and C2 = (K2 L)^2 with K1 = 0.01, K2 = 0.03, L = 1. Source: docs/method.md section 5. */
 constexpr double kC1 = 0.01 * 0.01;
 constexpr double kC2 = 0.03 * 0.03;

@@ -15,6 +15,10 @@
 
 #include "sha256.h"
 
+#ifndef TEST_BACKEND
+#define TEST_BACKEND "identity"
+#endif
+
 #define ZEROS "0000000000000000000000000000000000000000000000000000000000000000"
 
 /* @ENGINE@ and @BYTES@ stand for hash and size of the engine file, @BUNDLE@ for the seal of bundle.json. */
@@ -28,7 +32,7 @@ static const char kBundleJson[] =
     "  \"channels\": 1, \"padding\": \"error\"},\n"
     " \"score\": {\"decides\": \"phi\", \"window\": \"gaussian\", \"local_window_px\": 21},\n"
     " \"precision\": {\"chosen\": {\"cpu\": \"fp32\"}, \"tried\": [{\"a\": 1}], \"why\": \"only one\"},\n"
-    " \"engines\": [{\"target\": \"cpu\", \"precision\": \"fp32\", \"backend\": \"identity\",\n"
+    " \"engines\": [{\"target\": \"cpu\", \"precision\": \"fp32\", \"backend\": \"" TEST_BACKEND "\",\n"
     "  \"file\": \"models/fp32.onnx\", \"format\": \"identity\", \"fingerprint\": {}}],\n"
     " \"provenance\": {},\n"
     " \"seal\": \"" ZEROS "\"\n"
@@ -122,10 +126,10 @@ static const char *bundle_path(void) {
     return path;
 }
 
-/* A bundle whose engine file holds `engine`; one edit each to the texts before they are sealed (from NULL: none).
+/* A bundle of this bundle.json, whose engine file holds `engine`; one edit each to the texts before they are sealed (from NULL: none).
  * decision NULL: no decision.json. */
-static void write_bundle(const char *engine, const char *from, const char *to, const char *decision,
-                         const char *decision_from, const char *decision_to) {
+static void write_bundle_of(const char *json, const char *engine, const char *from, const char *to,
+                            const char *decision, const char *decision_from, const char *decision_to) {
     char digits[65], count[32];
     const char *folder = bundle_path();
     remove_tree(folder);
@@ -134,7 +138,7 @@ static void write_bundle(const char *engine, const char *from, const char *to, c
     write_file(folder, "models/fp32.onnx", engine, strlen(engine));
     digest_of(engine, strlen(engine), digits);
     snprintf(count, sizeof count, "%zu", strlen(engine));
-    char *text = replaced(kBundleJson, "", "");
+    char *text = replaced(json, "", "");
     if (from != NULL) text = replace(text, from, to);
     text = sealed(replace(replace(text, "@ENGINE@", digits), "@BYTES@", count), digits);
     write_file(folder, "bundle.json", text, strlen(text));
@@ -145,6 +149,11 @@ static void write_bundle(const char *engine, const char *from, const char *to, c
     text = sealed(text, digits);
     write_file(folder, "decision.json", text, strlen(text));
     free(text);
+}
+
+static void write_bundle(const char *engine, const char *from, const char *to, const char *decision,
+                         const char *decision_from, const char *decision_to) {
+    write_bundle_of(kBundleJson, engine, from, to, decision, decision_from, decision_to);
 }
 
 #endif

@@ -278,6 +278,95 @@ static void check_masks_and_regions(void) {
     grd_bundle_close(bundle);
 }
 
+/* A backend that does whole frames gives the very bits of one that does not, whatever is asked. */
+static void check_frames_against_host(void) {
+    enum { KINDS = 6, LARGEST = 50 * 61 };
+    static const char *const backends[] = {"identity", "first_release", "frames"};
+    static const char *const cuts[] = {
+        "\"scale_px\": null, \"patch_h\": 12, \"patch_w\": 12, \"stride_y\": 12, \"stride_x\": 12",
+        "\"scale_px\": 31, \"patch_h\": 13, \"patch_w\": 17, \"stride_y\": 7, \"stride_x\": 11",
+    };
+    static uint8_t pixels[LARGEST * 3], mask[LARGEST];
+    static float heat[3][LARGEST], x_hat[3][100 * 13 * 17];
+    static grd_patch_result patches[3][100];
+    grd_result results[3];
+    for (int i = 0; i < LARGEST * 3; ++i) pixels[i] = (uint8_t)(i * 37 + i / 7 * 11);
+    for (int i = 0; i < LARGEST; ++i) mask[i] = (i / 61 / 5 + i % 61 / 9) % 3 == 0;
+    for (int kind = 0; kind < KINDS; ++kind) {
+        const int cut = kind % 2, c = kind == 3 ? 3 : 1, masked = kind >= 2;
+        const grd_view frame = grd_view_of_frame(pixels, GRD_UINT8, 50, 61, c, 0);
+        const grd_view roi = grd_view_of_frame(mask, GRD_UINT8, 50, 61, 1, 0);
+        for (int b = 0; b < 3; ++b) {
+            grd_bundle *bundle;
+            grd_inspector *inspector;
+            grd_inspector_params params = params_of(3);
+            grd_grid grid = {0};
+            char named[256], geometry[256];
+            params.undecided = kind == 4;
+            snprintf(named, sizeof named, "\"backend\": \"%s\"", backends[b]);
+            snprintf(geometry, sizeof geometry, "%s, \"channels\": %d", cuts[cut], c);
+            char *text = replaced(kBundleJson, "\"backend\": \"" TEST_BACKEND "\"", named);
+            text = replace(text, "\"scale_px\": null, \"patch_h\": 12, \"patch_w\": 12, \"stride_y\": 12, "
+                                 "\"stride_x\": 12,\n  \"channels\": 1", geometry);
+            write_bundle_of(text, kind == 5 ? "nan=3" : "gain=0.5", NULL, NULL, kDecisionJson, NULL, NULL);
+            free(text);
+            const grd_status opened = open_both(&params, &bundle, &inspector);
+            CHECK_THAT(opened == GRD_OK, ("%s", grd_inspector_message(inspector)));
+            grid.struct_size = sizeof grid;
+            CHECK(grd_inspector_grid(inspector, 50, 61, &grid) == GRD_OK && grid.count <= 100);
+            const int64_t ph = cut ? 13 : 12, pw = cut ? 17 : 12;
+            grd_view heat_view = {heat[b], GRD_FLOAT32, GRD_SPACE_HOST, {1, 1, grid.scaled_h, grid.scaled_w}, {0}};
+            grd_view x_hat_view = {x_hat[b], GRD_FLOAT32, GRD_SPACE_HOST, {grid.count, c, ph, pw}, {0}};
+            memset(x_hat[b], 0x5a, sizeof x_hat[b]);
+            memset(heat[b], 0x5a, sizeof heat[b]);
+            memset(patches[b], 0x5a, sizeof patches[b]);
+            memset(&results[b], 0, sizeof results[b]);
+            results[b].struct_size = sizeof results[b];
+            results[b].patches = patches[b];
+            results[b].patch_capacity = 1;
+            results[b].heatmap = &heat_view;
+            results[b].x_hat = c == 1 ? &x_hat_view : NULL;
+            results[b].roi = masked ? &roi : NULL;
+            CHECK(grd_inspector_inspect(inspector, &frame, &results[b]) == GRD_ERR_BUFFER);
+            results[b].patch_capacity = grid.count;
+            CHECK_THAT(grd_inspector_inspect(inspector, &frame, &results[b]) == GRD_OK,
+                       ("%s", grd_inspector_message(inspector)));
+            CHECK(results[b].total_ms >= results[b].cut_ms + results[b].infer_ms + results[b].score_ms);
+            CHECK(b == 2 ? results[b].cut_ms == 0 : results[b].cut_ms > 0);
+            grd_inspector_close(inspector);
+            grd_bundle_close(bundle);
+        }
+        for (int b = 1; b < 3; ++b) {
+            CHECK(memcmp(heat[b], heat[0], sizeof heat[0]) == 0 && memcmp(x_hat[b], x_hat[0], sizeof x_hat[0]) == 0);
+            CHECK_THAT(memcmp(patches[b], patches[0], sizeof patches[0]) == 0, ("kind %d: %s", kind, backends[b]));
+            CHECK(results[b].decision == results[0].decision && results[b].patch_count == results[0].patch_count &&
+                  results[b].defective_count == results[0].defective_count &&
+                  memcmp(&results[b].score, &results[0].score, sizeof(float)) == 0);
+        }
+    }
+
+    /* It may leave frames to the library, fail on them, and is not asked when a variant is forced. */
+    static const struct {
+        const char *engine, *variant;
+        grd_status expected;
+    } cases[] = {{"no frames", NULL, GRD_OK}, {"refuse frames", NULL, GRD_ERR_DEVICE}, {"refuse frames", "scalar", GRD_OK}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; ++i) {
+        grd_bundle *bundle;
+        grd_inspector *inspector;
+        grd_inspector_params params = params_of(0);
+        grd_result result;
+        const grd_view frame = make_frame(0x3f, 1);
+        params.variant = cases[i].variant;
+        write_bundle(cases[i].engine, "\"backend\": \"" TEST_BACKEND "\"", "\"backend\": \"frames\"", NULL, NULL, NULL);
+        const grd_status status = open_both(&params, &bundle, &inspector);
+        CHECK_THAT(status == cases[i].expected, ("%s", grd_inspector_message(inspector)));
+        if (status == GRD_OK) CHECK(inspect(inspector, &frame, &result, NULL) == GRD_OK && result.cut_ms > 0);
+        else CHECK(strstr(grd_inspector_message(inspector), "told to refuse frames") != NULL);
+        grd_inspector_close(inspector);
+        grd_bundle_close(bundle);
+    }
+}
+
 /* Bundles of other shapes: no thresholds, phi_local, color, reflection, scaling. */
 static void check_variations(void) {
     grd_bundle *bundle;
@@ -456,10 +545,10 @@ static void check_open_errors(void) {
         const char *from, *to;
         grd_status expected;
     } edits[] = {
-        {"\"backend\": \"identity\"", "\"backend\": \"absent\"", GRD_ERR_BACKEND_MISSING},
-        {"\"backend\": \"identity\"", "\"backend\": \"other_abi\"", GRD_ERR_BACKEND_ABI},
-        {"\"backend\": \"identity\"", "\"backend\": \"no_table\"", GRD_ERR_BACKEND_ABI},
-        {"\"backend\": \"identity\"", "\"backend\": \"broken\"", GRD_ERR_BACKEND_LIBRARY},
+        {"\"backend\": \"" TEST_BACKEND "\"", "\"backend\": \"absent\"", GRD_ERR_BACKEND_MISSING},
+        {"\"backend\": \"" TEST_BACKEND "\"", "\"backend\": \"other_abi\"", GRD_ERR_BACKEND_ABI},
+        {"\"backend\": \"" TEST_BACKEND "\"", "\"backend\": \"no_table\"", GRD_ERR_BACKEND_ABI},
+        {"\"backend\": \"" TEST_BACKEND "\"", "\"backend\": \"broken\"", GRD_ERR_BACKEND_LIBRARY},
         {"\"format\": \"identity\"", "\"format\": \"onnx\"", GRD_ERR_ENGINE_OPEN},
         {"{\"cpu\": \"fp32\"}", "{}", GRD_ERR_BUNDLE_ENGINE},
     };
@@ -511,6 +600,7 @@ int main(void) {
     check_decisions();
     check_outputs();
     check_masks_and_regions();
+    check_frames_against_host();
     check_variations();
     check_inspect_errors();
     check_open_errors();

@@ -48,6 +48,15 @@ def sanitized_build():
 
 
 @pytest.fixture(scope="session")
+def cuda_library():
+    """libgrd_edge_cuda.so for all parts: two minutes of compilation, where it is not kept from the last run."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed; it compiles the CUDA kernels")
+    options = ("-DGRD_WITH_CUDA=ON", "-DGRD_WITH_OPENVINO=OFF")
+    return build_native(ROOT / "build" / "cuda", *options, targets=("grd_edge_cuda",)) / "libgrd_edge_cuda.so"
+
+
+@pytest.fixture(scope="session")
 def thread_sanitized_build():
     """What runs on pools, under ThreadSanitizer."""
     options = ("-DGRD_SANITIZE=thread", "-DGRD_WITH_OPENVINO=OFF")
