@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from grd_edge.engine.targets import TARGETS
 from grd_edge.errors import BundleError, EngineError, EngineMismatchError, GrdError, InputError
 
 LIBRARY = "libgrd_edge.so"
@@ -233,6 +234,14 @@ def openvino_dir() -> str | None:
     spec = importlib.util.find_spec("openvino")
     folder = Path(spec.origin).parent / "libs" if spec and spec.origin else None
     return str(folder) if folder and folder.is_dir() else None
+
+
+def vendor_dir(target: str) -> str | None:
+    """Folder of the wheel with the libraries that run a target; None: not installed, then the library looks itself."""
+    if target not in TARGETS:
+        return openvino_dir()
+    spec = importlib.util.find_spec(f"{TARGETS[target].library}_libs")
+    return str(Path(spec.origin).parent) if spec and spec.origin else None
 
 
 def view(array: np.ndarray) -> View:

@@ -62,7 +62,7 @@ class Inspector:
 
     Args:
         bundle: folder of the bundle.
-        target: `cpu`.
+        target: `cpu`, or one that an engine was built for.
         precision: precision of the engine; None: the one the bundle chose.
         decide: False leaves the bundle's thresholds and regions out: every patch of interest is inspected and nothing
             is decided. So patch scores for new thresholds are measured.
@@ -99,7 +99,7 @@ class Inspector:
             if decide and self.info.region_count:
                 names = (lib.grd_bundle_region_name(self._bundle, i) for i in range(self.info.region_count))
                 self.region_names = tuple(name.decode() for name in names)
-            vendor = _native.openvino_dir()
+            vendor = _native.vendor_dir(target)
             params = _native.InspectorParams(
                 threads=threads,
                 batch_limit=batch_limit,

@@ -280,7 +280,11 @@ def _no_device(target: Target, log, error: Exception) -> str:
 
 def _monitor(library: ModuleType, on_progress: Callable[[int, int], None], stopped: Callable[[], bool]):
     class Monitor(library.IProgressMonitor):
-        """Steps of all phases together; the library asks after each whether to go on."""
+        """Steps of all phases together; classic TensorRT asks after each whether to go on.
+
+        TensorRT-RTX does, too, but told no, 1.7.1 crashed in processes that had built before; it builds in seconds, so
+        there the build ends first.
+        """
 
         def __init__(self) -> None:
             library.IProgressMonitor.__init__(self)
@@ -293,7 +297,7 @@ def _monitor(library: ModuleType, on_progress: Callable[[int, int], None], stopp
         def step_complete(self, phase_name: str, step: int) -> bool:
             self.done = min(self.done + 1, self.total)
             on_progress(self.done, self.total)
-            return not stopped()
+            return library.__name__ == RTX or not stopped()
 
         def phase_finish(self, phase_name: str) -> None:
             pass

@@ -4,6 +4,7 @@
 #ifndef GRD_INSPECTOR_H
 #define GRD_INSPECTOR_H
 
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -59,6 +60,33 @@ struct grd_inspector {
 };
 
 namespace grd {
+
+class Stopwatch {
+public:
+    /* Milliseconds since the last lap. */
+    double lap_ms() {
+        const auto now = std::chrono::steady_clock::now();
+        const double ms = std::chrono::duration<double, std::milli>(now - last_).count();
+        last_ = now;
+        return ms;
+    }
+
+private:
+    std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+inline grd_view dense_view(void *data, int64_t n, int64_t c, int64_t h, int64_t w) {
+    grd_view view = {};
+    view.data = data;
+    view.dtype = GRD_FLOAT32;
+    view.space = GRD_SPACE_HOST;
+    view.extent[0] = n, view.extent[1] = c, view.extent[2] = h, view.extent[3] = w;
+    return view;
+}
+
+/* inspector_run.cpp. Scores of the selected patches, and on request heatmaps and reconstructions; times of the stages.
+ * Throws Failure. */
+void run_frame(grd_inspector *inspector, const grd_view &frame, const grd_grid &grid, grd_result *result);
 
 /* frame_checks.cpp. Throw Failure. */
 

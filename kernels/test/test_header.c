@@ -32,8 +32,9 @@ static void check_layouts(void) {
     CHECK(sizeof(grd_inspector_params) == 56);
     CHECK(sizeof(grd_patch_result) == 24);
     CHECK(sizeof(grd_result) == 96);
-    CHECK(sizeof(grd_engine_desc) == 64);
-    CHECK(sizeof(grd_backend) == 48);
+    CHECK(sizeof(grd_engine_desc) == 96 && offsetof(grd_engine_desc, library_version) == 64); /* first release */
+    CHECK(sizeof(grd_backend) == 72 && offsetof(grd_backend, frame_open) == 48);
+    CHECK(sizeof(grd_frame_desc) == 44 && sizeof(grd_frame_work) == 72);
 }
 
 static void check_versions(void) {
