@@ -72,7 +72,7 @@ class BuildOptions:
     @property
     def compatibility(self) -> str:
         named = ("version" if self.version_compatible else None, self.hardware_compatible)
-        return ",".join(name for name in named if name) or "none"
+        return " ".join(name for name in named if name) or "none"
 
 
 class BuiltEngine(NamedTuple):

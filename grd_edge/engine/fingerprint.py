@@ -27,7 +27,7 @@ class Fingerprint:
         precision: `fp16`, `int8` or `fp8`.
         profile: least, usual and largest batch, `1:8:64`.
         onnx_sha256: of the model that was built.
-        compatibility: of `COMPATIBILITIES`, several joined by commas.
+        compatibility: of `COMPATIBILITIES`, several separated by spaces.
     """
 
     library: str
@@ -120,14 +120,14 @@ def _version_fits(fingerprint: Fingerprint, version: str) -> bool:
     built, here = numbers(fingerprint.version), numbers(version)
     if fingerprint.library == RTX:  # engines run on the release that built them
         return built[:3] == here[:3]
-    if "version" in fingerprint.compatibility.split(","):
+    if "version" in fingerprint.compatibility.split():
         return here >= built[: len(here)]
     return built[:3] == here[:3]
 
 
 def _capability_fits(fingerprint: Fingerprint, capability: str) -> bool:
     known = fingerprint.compute_capabilities.split()
-    if "ampere+" in fingerprint.compatibility.split(","):
+    if "ampere+" in fingerprint.compatibility.split():
         return numbers(capability) >= (8, 0)
     return capability in known
 

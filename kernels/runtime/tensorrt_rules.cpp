@@ -98,11 +98,11 @@ void check_engine_version(TensorRtKind kind, const grd_engine_desc &desc, const 
                           const TensorRtVersion &running) {
     const TensorRtVersion said = version_from_text(desc.library_version);
     const TensorRtVersion &of_engine = said.parts > 0 ? said : built;
-    /* Engines of TensorRT-RTX run with their own release only; those of TensorRT with their own minor release, and with
-     * later ones where they were built for that. */
-    const int counting = kind == TensorRtKind::kRtx ? 3 : 2;
+    /* Engines run with their own release (three numbers; the fourth is the build), and those of TensorRT with later ones
+     * where they were built for that. As in grd_edge/engine/fingerprint.py. */
+    constexpr int counting = 3;
     int order = 0;
-    for (int i = 0; i < counting && i < of_engine.parts && order == 0; ++i) order = running.part[i] - of_engine.part[i];
+    for (int i = 0; i < counting && i < of_engine.parts && i < running.parts && order == 0; ++i) order = running.part[i] - of_engine.part[i];
     const bool version_compatible = kind == TensorRtKind::kClassic && holds(desc.compatibility, "version");
     if (order == 0 || (version_compatible && order > 0)) return;
     const std::string product = product_of(kind);

@@ -68,7 +68,7 @@ def test_precisions_of_a_target():
         (replace(ORIN, compatibility="version"), AGX_ORIN, "10.7.0"),
         (replace(ORIN, compatibility="version"), AGX_ORIN, "11.4.1"),
         (replace(ORIN, compatibility="ampere+"), Device("Thor", "11.0", "580.65.06"), "10.3.0.30"),
-        (replace(ORIN, compatibility="version,same_compute_capability"), AGX_ORIN, "10.4.0"),
+        (replace(ORIN, compatibility="version same_compute_capability"), AGX_ORIN, "10.4.0"),
     ],
 )
 def test_what_fits(fingerprint, device, version):
