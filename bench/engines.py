@@ -23,9 +23,9 @@ from grd_edge.bundle import MODEL, RANGES
 from grd_edge.calibrate import MIN_PATCHES, ranges_from_images
 from grd_edge.checkpoint import Checkpoint
 from grd_edge.config import load_config
-from grd_edge.engine.targets import target_named
 from grd_edge.precision import Choice, only_fp32
 from grd_edge.recipes import Minmax
+from grd_edge.targets import target_named
 
 TARGETS = ("rtx-ampere", "rtx-ada", "rtx-blackwell")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from grd_edge.engine.targets import TARGETS
 from grd_edge.errors import BundleError, EngineError, EngineMismatchError, GrdError, InputError
+from grd_edge.targets import TARGETS
 
 LIBRARY = "libgrd_edge.so"
 DTYPES = {np.dtype(t): i for i, t in enumerate((np.uint8, np.uint16, np.float16, np.float32, np.int8), start=1)}

@@ -27,12 +27,12 @@ from grd_edge.engine.fusion_check import Finding, findings_of
 from grd_edge.engine.layer_report import LayerReport, report_from_graph
 from grd_edge.engine.library import library_of
 from grd_edge.engine.onnxruntime import reconstruction_difference
-from grd_edge.engine.targets import CPU, TARGETS, Target, checked_precisions
 from grd_edge.engine.typed import FORM, check_generator, parsed_model, typed_from_onnx
 from grd_edge.engine.verdict import BASE, EngineTrial, Verdict, engine_file, unmeasured
 from grd_edge.errors import BundleError, CheckFailedError, EngineError, InputError
 from grd_edge.files import sha256_hex
 from grd_edge.ranges import RangeTable, read_table, table_from_json
+from grd_edge.targets import CPU, TARGETS, Target, checked_precisions
 from grd_edge.watch import SILENT, Watcher
 
 UNMEASURED = "unmeasured: it was built without the device"

@@ -15,7 +15,6 @@ from grd_edge.config import Config
 from grd_edge.data.dataset import Sample
 from grd_edge.engine.builder import BuiltEngine
 from grd_edge.engine.native import PatchScores
-from grd_edge.engine.targets import CPU, Target
 from grd_edge.engine.tensorrt import TensorRtEngine
 from grd_edge.engine.verdict import BASE, Verdict, engine_file, unmeasured
 from grd_edge.errors import EngineError, MissingExtraError
@@ -34,6 +33,7 @@ from grd_edge.precision import (
     unable,
 )
 from grd_edge.selection import selection_from_samples, unit_patches
+from grd_edge.targets import CPU, Target
 from grd_edge.watch import SILENT, Watcher
 
 

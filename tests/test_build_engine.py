@@ -28,9 +28,9 @@ from grd_edge.config import load_config
 from grd_edge.engine.builder import BuildOptions
 from grd_edge.engine.fingerprint import fingerprint_of
 from grd_edge.engine.library import check_header
-from grd_edge.engine.targets import TARGETS
 from grd_edge.errors import EngineError, InputError
 from grd_edge.files import sha256_hex
+from grd_edge.targets import TARGETS
 from tests.conftest import TINY
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'grd-edge[gpu]'")

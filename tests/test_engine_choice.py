@@ -21,10 +21,10 @@ from grd_edge.engine import device, tensorrt
 from grd_edge.engine.builder import BuiltEngine
 from grd_edge.engine.cuda_driver import CudaBindings
 from grd_edge.engine.onnxruntime import OnnxRuntimeEngine
-from grd_edge.engine.targets import TARGETS
 from grd_edge.engine_choice import Trial
 from grd_edge.errors import EngineError, InputError
 from grd_edge.precision import Budget, only_fp32
+from grd_edge.targets import TARGETS
 from tests.engine.fakes import DEVICE, FINGERPRINT, FakeRuntime, FakeTensorRt, engine_bytes, refused
 
 RTX, ADA = TARGETS["rtx"], TARGETS["rtx-ada"]

@@ -27,8 +27,8 @@ from grd_edge.cli.common import (
 
 if TYPE_CHECKING:
     from grd_edge.bundle import Bundle
-    from grd_edge.engine.targets import Target
     from grd_edge.engine_choice import Trial
+    from grd_edge.targets import Target
 
 app = typer.Typer(
     help="Build what ships: the ONNX model, its INT8 form, a whole bundle, or TensorRT engines for one.",

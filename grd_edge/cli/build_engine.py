@@ -26,8 +26,8 @@ from grd_edge.cli.common import (
 if TYPE_CHECKING:
     from grd_edge.build_engine import Plan
     from grd_edge.bundle import Bundle
-    from grd_edge.engine.targets import Target
     from grd_edge.engine_choice import Trial
+    from grd_edge.targets import Target
 
 Targets = Annotated[
     list[str] | None,
@@ -235,7 +235,7 @@ def chosen_for(bundle: Bundle, targets: Sequence[Target]) -> dict[str, dict[str,
 
 def targets_named(texts: list[str] | None) -> list[Target]:
     """The targets of `--target`."""
-    from grd_edge.engine.targets import target_named
+    from grd_edge.targets import target_named
 
     return [target_named(name) for name in _several(texts)]
 

@@ -56,7 +56,7 @@ def doctor(
 
 def _doctor_of_target(name: str, json_: bool) -> None:
     from grd_edge.engine.probe import FAILS, Machine, checklist
-    from grd_edge.engine.targets import target_named
+    from grd_edge.targets import target_named
 
     target = target_named(name)
     items = checklist(target, Machine())

@@ -157,7 +157,7 @@ def _tensorrt_entry(bundle: Bundle, which: str) -> dict[str, Any]:
     from grd_edge.engine.device import device_here
     from grd_edge.engine.fingerprint import check_fits, fingerprint_of
     from grd_edge.engine.library import library_of
-    from grd_edge.engine.targets import CLASSIC, RTX, TARGETS, target_named
+    from grd_edge.targets import CLASSIC, RTX, TARGETS, target_named
 
     known = {_label(entry): entry for entry in bundle.manifest["engines"] if entry["backend"] in (RTX, CLASSIC)}
     if not known:

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from grd_edge.engine.fingerprint import Fingerprint, numbers
 from grd_edge.engine.library import check_header, driver_floor, library_of, log_of
-from grd_edge.engine.targets import RTX, Target
 from grd_edge.errors import EngineError, InputError, StoppedError, one_line
 from grd_edge.files import sha256_hex, write_atomically
+from grd_edge.targets import RTX, Target
 
 # Releases whose DLA compiler exists; elsewhere DLA is refused. Source: TensorRT 11.4.1 documentation, working with DLA.
 DLA_UNTIL, DLA_AGAIN = (10, 7), (11, 4, 1)

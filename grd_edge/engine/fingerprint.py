@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from grd_edge.engine.targets import CLASSIC, RTX, Target
 from grd_edge.errors import BundleError, EngineMismatchError
+from grd_edge.targets import CLASSIC, RTX, Target
 
 FORMATS = {RTX: "tensorrt-rtx", CLASSIC: "tensorrt"}
 # How far an engine carries beyond the device and version that it was built for.

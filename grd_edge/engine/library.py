@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from grd_edge.engine.fingerprint import numbers
-from grd_edge.engine.targets import CLASSIC, LAST_CLASSIC, LEAST_CLASSIC, RTX, Target
 from grd_edge.errors import EngineError, EngineMismatchError, MissingExtraError, one_line
+from grd_edge.targets import CLASSIC, LAST_CLASSIC, LEAST_CLASSIC, RTX, Target
 
 MAGIC = {RTX: b"vtrt", CLASSIC: b"ftrt"}
 HEADER_BYTES = 64

@@ -20,8 +20,8 @@ from grd_edge import _native
 from grd_edge.engine.device import LIBRARY, device_here
 from grd_edge.engine.fingerprint import numbers
 from grd_edge.engine.library import library_of
-from grd_edge.engine.targets import RTX, Target
 from grd_edge.errors import EngineError, EngineMismatchError, GrdError, MissingExtraError
+from grd_edge.targets import RTX, Target
 
 OK, NOTE, FAILS = "ok", "note", "fails"
 # Release of Jetson Linux -> JetPack. Target -> its SoC in the device tree, and the first JetPack with a known TensorRT.

@@ -17,9 +17,9 @@ import numpy as np
 from grd_edge.engine.cuda_driver import Cuda, opened_cuda
 from grd_edge.engine.fingerprint import Fingerprint, check_fits
 from grd_edge.engine.library import library_of, log_of
-from grd_edge.engine.targets import RTX, target_named
 from grd_edge.errors import EngineError, EngineMismatchError, InputError
 from grd_edge.files import sha256_hex, write_atomically
+from grd_edge.targets import RTX, target_named
 
 # Batch sizes that get a graph of their own; a graph costs device memory, and frames come in few sizes.
 GRAPHS = 16

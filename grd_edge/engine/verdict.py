@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from grd_edge.engine.builder import BuiltEngine
-from grd_edge.engine.targets import Target
+from grd_edge.targets import Target
 from grd_edge.watch import SILENT, Watcher
 
 BASE = "fp16"  # what ships unless a lower precision is measured to be better

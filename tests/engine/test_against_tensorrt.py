@@ -13,8 +13,8 @@ from grd_edge.engine import device, tensorrt
 from grd_edge.engine.against import Backend, reference_inspector
 from grd_edge.engine.cuda_driver import CudaBindings
 from grd_edge.engine.fingerprint import engine_entry
-from grd_edge.engine.targets import TARGETS
 from grd_edge.errors import BundleError, EngineError, EngineMismatchError, MissingExtraError
+from grd_edge.targets import TARGETS
 from tests.engine.fakes import DEVICE, FINGERPRINT, FakeRuntime, FakeTensorRt, engine_bytes, refused
 
 PATCH = [-1, 1, 32, 32]

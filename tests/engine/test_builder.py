@@ -17,9 +17,9 @@ from grd_edge.engine import device, library
 from grd_edge.engine.builder import BuildOptions, check_options, engine_from_onnx
 from grd_edge.engine.fingerprint import Device
 from grd_edge.engine.library import check_header, driver_floor, library_of
-from grd_edge.engine.targets import TARGETS
 from grd_edge.errors import EngineError, EngineMismatchError, InputError, MissingExtraError, StoppedError
 from grd_edge.files import sha256_hex
+from grd_edge.targets import TARGETS
 
 
 @pytest.fixture(scope="module")

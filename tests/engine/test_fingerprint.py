@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from grd_edge.engine.fingerprint import Device, Fingerprint, check_fits, engine_entry, fingerprint_of, numbers
-from grd_edge.engine.targets import CLASSIC, RTX, TARGETS, checked_precisions, target_named
 from grd_edge.errors import BundleError, EngineMismatchError, InputError
+from grd_edge.targets import CLASSIC, RTX, TARGETS, checked_precisions, target_named
 
 ADA = Fingerprint("tensorrt_rtx", "1.7.1.116", "8.9", "580.65.06", "fp16", "1:8:64", "ab" * 32)
 ORIN = Fingerprint("tensorrt", "10.3.0.30", "8.7", "525.60.13", "int8", "1:8:64", "ab" * 32)

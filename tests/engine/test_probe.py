@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from grd_edge.cli import app
 from grd_edge.engine import probe
 from grd_edge.engine.probe import FAILS, NOTE, OK, Machine, checklist
-from grd_edge.engine.targets import target_named
+from grd_edge.targets import target_named
 
 GIB = 1 << 30
 # As such machines print them.

@@ -10,9 +10,9 @@ import pytest
 
 from grd_edge.engine import cuda_driver, tensorrt
 from grd_edge.engine.cuda_driver import CudaBindings, PyCuda
-from grd_edge.engine.targets import TARGETS
 from grd_edge.engine.tensorrt import TensorRtEngine, runtime_cache_name
 from grd_edge.errors import EngineError, EngineMismatchError, MissingExtraError
+from grd_edge.targets import TARGETS
 from tests.engine.fakes import (
     DEVICE,
     FINGERPRINT,
