@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,18 @@ TINY = (
     "train.steps=3",
     "augmentation.rotation_deg=5",
 )
+
+
+def run_cli(*arguments) -> int:
+    """Exit code of the command line, run in this process."""
+    from grd_edge.cli import main
+
+    try:
+        sys.argv = ["grd-edge", *map(str, arguments)]
+        main()
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    return 0
 
 
 @pytest.fixture(scope="session")

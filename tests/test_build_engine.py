@@ -23,7 +23,6 @@ from grd_edge import build_engine
 from grd_edge import bundle as bundles
 from grd_edge.build_engine import engines_into_bundle, plan_of_engines
 from grd_edge.bundle import FINE_TUNED, MANIFEST, MODEL, RANGES, read_bundle, sealed, write_decision
-from grd_edge.cli import main
 from grd_edge.config import load_config
 from grd_edge.engine.builder import BuildOptions
 from grd_edge.engine.fingerprint import fingerprint_of
@@ -31,7 +30,7 @@ from grd_edge.engine.library import check_header
 from grd_edge.errors import EngineError, InputError
 from grd_edge.files import sha256_hex
 from grd_edge.targets import TARGETS
-from tests.conftest import TINY
+from tests.conftest import TINY, run_cli
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'grd-edge[gpu]'")
 
@@ -63,16 +62,6 @@ def digest(path: Path) -> dict[str, str]:
     return {str(each.relative_to(path)): hashlib.sha256(each.read_bytes()).hexdigest() for each in files}
 
 
-def run(*arguments) -> int:
-    """Exit code of the command line."""
-    try:
-        sys.argv = ["grd-edge", *map(str, arguments)]
-        main()
-    except SystemExit as leaving:
-        return int(leaving.code or 0)
-    return 0
-
-
 # ------------------------------------------------------------------------------------------------- what it builds
 
 
@@ -81,7 +70,7 @@ def test_one_command_builds_for_three_parts(bundle, capsys):
     before = read_bundle(bundle)
     targets = ["rtx-ampere", "rtx-ada", "rtx-blackwell"]
     words = ["--target", ",".join(targets), "--precision", "fp16", "--precision", "int8", "--json"]
-    assert run("build", "engine", bundle, *words) == 0
+    assert run_cli("build", "engine", bundle, *words) == 0
     told = json.loads(capsys.readouterr().out)
     after = read_bundle(bundle)
     assert after.files.items() >= before.files.items()
@@ -184,7 +173,7 @@ def test_dry_run_writes_nothing_and_needs_no_library(bundle, capsys, monkeypatch
     monkeypatch.setenv("COLUMNS", "200")
     before = digest(bundle)
     words = ["--target", "jetson-orin", "--precision", "int8", "--dry-run", "--layers", "--dla", "0"]
-    assert run("build", "engine", bundle, *words, "--save-onnx", bundle.parent / "typed") == 0
+    assert run_cli("build", "engine", bundle, *words, "--save-onnx", bundle.parent / "typed") == 0
     saved = onnx.load(bundle.parent / "typed" / "int8.onnx")
     assert any(node.op_type == "QuantizeLinear" for node in saved.graph.node)
     text = capsys.readouterr().out
@@ -356,7 +345,7 @@ def test_broken_inputs(row, bundle, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     make(bundle)
     before = digest(bundle)
-    assert run("build", "engine", bundle, *words) == 1
+    assert run_cli("build", "engine", bundle, *words) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("grd-edge: ")]
     assert len(said) == 1 and sentence in said[0], said
     assert digest(bundle) == before
@@ -399,7 +388,7 @@ def test_ctrl_c(bundle, capsys, monkeypatch):
         return real(*arguments, on_progress=press, **options)
 
     monkeypatch.setattr(build_engine, "engine_from_onnx", interrupted)
-    assert run("build", "engine", bundle, "--target", "rtx") == 1
+    assert run_cli("build", "engine", bundle, "--target", "rtx") == 1
     assert "grd-edge: stopped by Ctrl-C; the bundle is as it was" in capsys.readouterr().err
     assert digest(bundle) == before
 

@@ -15,7 +15,6 @@ from grd_edge import build_engine, engine_choice, search
 from grd_edge.build_engine import engines_into_bundle, plan_of_engines
 from grd_edge.bundle import MODEL, RANGES, read_bundle, write_bundle
 from grd_edge.checkpoint import write_checkpoint
-from grd_edge.cli import main
 from grd_edge.data.dataset import dataset_from_folder
 from grd_edge.engine import device, tensorrt
 from grd_edge.engine.builder import BuiltEngine
@@ -25,6 +24,7 @@ from grd_edge.engine_choice import Trial
 from grd_edge.errors import EngineError, InputError
 from grd_edge.precision import Budget, only_fp32
 from grd_edge.targets import TARGETS
+from tests.conftest import run_cli
 from tests.engine.fakes import DEVICE, FINGERPRINT, FakeRuntime, FakeTensorRt, engine_bytes, refused
 
 RTX, ADA = TARGETS["rtx"], TARGETS["rtx-ada"]
@@ -284,26 +284,16 @@ def test_fp16_that_cannot_be_built_is_an_error(machine, path, trial):
 # -------------------------------------------------------------------------------------------------- command line
 
 
-def run(*arguments) -> int:
-    """Exit code of the command line."""
-    try:
-        sys.argv = ["grd-edge", *map(str, arguments)]
-        main()
-    except SystemExit as leaving:
-        return int(leaving.code or 0)
-    return 0
-
-
 def test_build_engine_takes_images_and_a_budget(machine, path, parts, fp32, capsys):
     machine.functions["int8"] = lambda x: np.zeros_like(x)
     words = ("build", "engine", path, "--target", "rtx", "--data", parts, "--json")
-    assert run(*words, "--max-auroc-drop", "100%", "--max-flips", "1") == 0
+    assert run_cli(*words, "--max-auroc-drop", "100%", "--max-flips", "1") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["targets"]["rtx"]["precision"] == "int8" and "times as fast as fp16" in told["targets"]["rtx"]["why"]
     assert [each["precision"] for each in told["engines"]] == ["int8"]
-    assert run(*words, "--max-flips", "200%") == 1
+    assert run_cli(*words, "--max-flips", "200%") == 1
     assert "max_flips is 2; expected a share" in capsys.readouterr().err
-    assert run(*words, "--precision", "int8") == 1
+    assert run_cli(*words, "--precision", "int8") == 1
     assert "--data is for --precision auto, and int8 was asked for first" in capsys.readouterr().err
 
 
@@ -317,7 +307,7 @@ def test_build_bundle_does_all_steps(machine, stock, tiny_checkpoint, parts, tmp
     machine.functions["int8"] = fp32
     words = ("build", "bundle", tmp_path / "c.safetensors", "-o", tmp_path / "b.grdb", "--data", parts, "--json")
     budget = ("--max-auroc-drop", "0.01", "--max-flips", "2%")
-    assert run(*words, *budget, "--target", "rtx,rtx-turing") == 0
+    assert run_cli(*words, *budget, "--target", "rtx,rtx-turing") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["targets"]["rtx"]["precision"] == "int8" and told["targets"]["rtx-turing"]["precision"] == "fp16"
     bundle = read_bundle(tmp_path / "b.grdb")
@@ -329,7 +319,7 @@ def test_build_bundle_keeps_the_cpu_bundle_where_an_engine_fails(machine, tiny_c
     write_checkpoint(tmp_path / "c.safetensors", tiny_checkpoint)
     machine.broken["fp16"] = "out of luck"
     words = ("build", "bundle", tmp_path / "c.safetensors", "-o", tmp_path / "b.grdb", "--target", "rtx")
-    assert run(*words) == 1
+    assert run_cli(*words) == 1
     said = capsys.readouterr().err
     assert "b.grdb is complete for the cpu target and has no new engines for rtx: out of luck" in said
     assert read_bundle(tmp_path / "b.grdb").manifest["precision"]["chosen"] == {"cpu": "fp32"}
@@ -347,6 +337,18 @@ def test_targets_are_checked_before_the_minutes(machine, target, sentence, tmp_p
     if target == "trt":
         monkeypatch.setitem(sys.modules, "tensorrt", None)
     # There is no such checkpoint, and nothing is said of it.
-    assert run("build", "bundle", tmp_path / "c.safetensors", "-o", tmp_path / "b.grdb", "--target", target) == 1
+    assert run_cli("build", "bundle", tmp_path / "c.safetensors", "-o", tmp_path / "b.grdb", "--target", target) == 1
     said = capsys.readouterr().err
     assert sentence in said and "c.safetensors" not in said and not (tmp_path / "b.grdb").exists()
+
+
+def test_layers_are_told_as_built_where_the_engine_opens(machine, path, capsys):
+    assert run_cli("build", "engine", path, "--target", "rtx-ada,rtx-turing", "--layers", "--json") == 0
+    told = capsys.readouterr()
+    ada, turing = json.loads(told.out)["engines"]
+    assert ada["layers"]["source"] == "engine"
+    assert [(row["layer"], row["precision"]) for row in ada["layers"]["rows"]] == [("conv1", "fp16")]
+    assert "layers" not in turing
+    assert "layers of rtx-turing fp16 are told as planned, not as built: the engine was built for" in told.err
+    assert run_cli("build", "engine", path, "--target", "rtx-ada", "--layers") == 0
+    assert "as built" in capsys.readouterr().out

@@ -26,6 +26,8 @@ from grd_edge.cli.common import (
 if TYPE_CHECKING:
     from grd_edge.build_engine import Plan
     from grd_edge.bundle import Bundle
+    from grd_edge.engine.builder import BuiltEngine
+    from grd_edge.engine.layer_report import LayerReport
     from grd_edge.engine_choice import Trial
     from grd_edge.targets import Target
 
@@ -142,6 +144,11 @@ def engine(
             write_atomically(save_onnx / f"{name}.onnx", planned.model)
         written, built = (None, []) if dry_run else engines_into_bundle(plan, watch=watch)
     models = {name: each.to_json() for name, each in plan.models.items()}
+    as_built = {
+        (job.name, each.fingerprint.precision): report
+        for job, each in (built if layers else ())
+        if (report := _as_built(job, each))
+    }
     engines = [
         {
             "target": job.name,
@@ -150,6 +157,9 @@ def engine(
             "seconds": round(each.seconds, 2),
             "fingerprint": each.fingerprint.to_json(),
             "warnings": list(each.warnings),
+            **(
+                {"layers": report.to_json()} if (report := as_built.get((job.name, each.fingerprint.precision))) else {}
+            ),
         }
         for job, each in built
     ]
@@ -159,7 +169,7 @@ def engine(
         told = {"bundle": str(bundle), "models": models, "findings": notes, "layers": reports, "engines": engines}
         print_json({**told, "targets": chosen_for(written, targets) if written else {}})
         return
-    _print_engines(plan, engines, layers=layers, dry_run=dry_run)
+    _print_engines(plan, engines, as_built, layers=layers, dry_run=dry_run)
     if written:
         print_rows(
             "chosen",
@@ -167,7 +177,28 @@ def engine(
         )
 
 
-def _print_engines(plan: Plan, engines: list[dict[str, Any]], *, layers: bool, dry_run: bool) -> None:
+def _as_built(target: Target, built: BuiltEngine) -> LayerReport | None:
+    """What the layers of an engine compute in; None, and on stderr why, where this machine cannot open it."""
+    from grd_edge.engine.tensorrt import TensorRtEngine
+    from grd_edge.errors import EngineError, MissingExtraError
+
+    try:
+        with TensorRtEngine(built.data, built.fingerprint, target.name, batch_limit=1) as engine:
+            return engine.layers()
+    except (EngineError, MissingExtraError) as error:
+        name = f"{target.name} {built.fingerprint.precision}"
+        err.print(f"grd-edge: layers of {name} are told as planned, not as built: {error}", soft_wrap=True)
+        return None
+
+
+def _print_engines(
+    plan: Plan,
+    engines: list[dict[str, Any]],
+    as_built: dict[tuple[str, str], LayerReport],
+    *,
+    layers: bool,
+    dry_run: bool,
+) -> None:
     """What was planned and built, for people."""
     from grd_edge.engine.layer_report import COLUMNS, cells
 
@@ -200,6 +231,8 @@ def _print_engines(plan: Plan, engines: list[dict[str, Any]], *, layers: bool, d
         for fingerprint in [each["fingerprint"]]
     ]
     print_table(f"engines in {plan.bundle.path}", columns, rows)
+    for (target, precision), report in as_built.items():
+        print_table(f"layers of {target} {precision}, as built", COLUMNS, cells(report))
     if plan.bundle.decision:
         err.print(
             "grd-edge: thresholds were fitted with another engine and stay; on the device, fit them again with: "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from grd_edge.engine.library import library_of, log_of
 from grd_edge.errors import EngineError, EngineMismatchError, InputError
 from grd_edge.files import sha256_hex, write_atomically
 from grd_edge.targets import RTX, target_named
+
+if TYPE_CHECKING:
+    from grd_edge.engine.layer_report import LayerReport
 
 # Batch sizes that get a graph of their own; a graph costs device memory, and frames come in few sizes.
 GRAPHS = 16
@@ -111,6 +114,19 @@ class TensorRtEngine:
             self._run(max(len(part), self._least))
             x_hat[start : start + len(part)] = self._x_hat[: len(part)]
         return x_hat
+
+    def layers(self) -> LayerReport:
+        """What each layer computes in, as the engine's inspector tells.
+
+        Raises:
+            EngineError: it tells no layers, or the engine is closed.
+        """
+        from grd_edge.engine.layer_report import report_from_inspector  # it needs onnx, which a device may lack
+
+        if self._engine is None:
+            raise EngineError("the engine is closed; open it again")
+        inspector = self._engine.create_engine_inspector()
+        return report_from_inspector(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     # ------------------------------------------------------------------------------------------ opening
 

@@ -283,6 +283,10 @@ class FakeEngine:
         assert self._by[name][0] == "INPUT" and index == 0
         return [(batch, *self._by[name][2][1:]) for batch in self.profile]
 
+    def create_engine_inspector(self):
+        layer = {"Name": "conv1", "LayerType": "Convolution", "Inputs": [], "Outputs": [{"DataType": "Half"}]}
+        return SimpleNamespace(get_engine_information=lambda form: json.dumps({"Layers": [layer], "as": form}))
+
     def create_runtime_config(self):
         return FakeConfig()
 
@@ -295,6 +299,7 @@ class FakeTensorRt(SimpleNamespace):
     """The module `tensorrt` or `tensorrt_rtx`, on a `FakeRuntime`."""
 
     DataType = enum.IntEnum("DataType", {"FLOAT": 0, "HALF": 1, "INT8": 2})
+    LayerInformationFormat = SimpleNamespace(JSON="json")
     TensorIOMode = enum.IntEnum("TensorIOMode", {"NONE": 0, "INPUT": 1, "OUTPUT": 2})
     ExecutionContextAllocationStrategy = enum.IntEnum("Strategy", {"STATIC": 0, "USER_MANAGED": 2})
     DynamicShapesKernelSpecializationStrategy = enum.IntEnum("Kernels", {"LAZY": 0, "EAGER": 1})
