@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := CMakeLists.txt setup.py pyproject.toml constraints.txt $(shell find kernels cmake -type f -not -path 'kernels/test/*' -not -path 'kernels/fuzz/*' -not -path 'kernels/bench/*' -not -name '*.md')
 
-.PHONY: demo test lint fuzz sanitize gpu test-gpu bench-gpu clean
+.PHONY: demo test lint results bench bench-gate bench-compare fuzz sanitize soak gpu test-gpu bench-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/grd-edge demo
@@ -17,13 +17,36 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# docs/results.md from its template and the records below bench/results/.
+results: $(STAMP)
+	$(BIN)/python -m grd_edge.bench.page
+
+# Every part beside its baselines and the machine's limits, interleaved; the rows as JSON. On an idle machine.
+bench: $(STAMP)
+	mkdir -p build
+	$(BIN)/python -m pytest -q bench --benchmark-json=build/bench.json
+
 # 100,000 mutated bundles through each reader; the tests take every tenth for Python's.
 fuzz: $(STAMP)
 	GRD_FUZZ_FULL=1 $(BIN)/python -m pytest -q tests/native/test_fuzz.py
 
-# The C tests under AddressSanitizer, LeakSanitizer and UndefinedBehaviorSanitizer, pools under ThreadSanitizer.
+# The C tests under AddressSanitizer, LeakSanitizer and UndefinedBehaviorSanitizer, pools and streams under ThreadSanitizer.
 sanitize: $(STAMP)
 	$(BIN)/python -m pytest -q tests/native -k sanitizer
+
+# Streams: 200,000 frames through an engine, and 100,000 in each overload policy while everything goes wrong, under
+# ThreadSanitizer, too; the tests take a part of them.
+soak: $(STAMP)
+	GRD_SOAK_FULL=1 $(BIN)/python -m pytest -q tests/native/test_stream_proofs.py -k soak -rP
+
+# The benchmarks, held to bench/budgets.yaml: in under 10 minutes on 2 cores. Two commits: make bench-compare BASE=v0.1
+bench-gate: $(STAMP)
+	$(BIN)/python -m grd_edge.bench.gate
+
+HEAD := HEAD
+bench-compare: $(STAMP)
+	@test -n "$(BASE)" || { echo "BASE is not set; write: make bench-compare BASE=<commit>" >&2; exit 1; }
+	$(BIN)/python -m grd_edge.bench.compare $(BASE) $(HEAD)
 
 # The CUDA kernels, on a machine with an NVIDIA GPU: one sentence and no build elsewhere.
 GPU := build/gpu

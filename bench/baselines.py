@@ -5,12 +5,15 @@ Each takes float32 patches (N, 1, H, W) and returns (phi, phi_local, heatmap). S
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 
-from grd_edge.errors import CheckFailedError
+from grd_edge.errors import CheckFailedError, one_line
 from grd_edge.score import score_patches_f64, window_taps
 
 C1, C2 = 0.01**2, 0.03**2
@@ -81,6 +84,73 @@ def opencv_separable(x: np.ndarray, x_hat: np.ndarray):
     return phi, phi_local, heatmap
 
 
+def compiled(function: Callable[..., Any], *example: Any) -> Callable[..., Any] | str:
+    """`torch.compile` of a function, compiled for arguments such as the example; or why it does not work here."""
+    import torch
+
+    run = torch.compile(function, dynamic=False)
+    try:
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is cached by Python
+            run(*example)
+    except Exception as error:  # whatever its tracer, its code generator or the C++ compiler raises
+        return f"torch.compile does not work here ({one_line(error)}); it needs a C++ compiler"
+    return run
+
+
+@contextmanager
+def library_threads(threads: int) -> Iterator[None]:
+    """So many threads for PyTorch and for OpenCV."""
+    import cv2
+    import torch
+
+    torch_threads, cv_threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(torch_threads)
+        cv2.setNumThreads(cv_threads)
+
+
+def score_pair(h: int, w: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Smooth patches and noisy reconstructions to score, (n, 1, h, w) float32 in [0, 1]."""
+    import cv2
+
+    rng = np.random.default_rng(0)
+    x = cv2.GaussianBlur(rng.random((h, w), np.float32), (0, 0), 2)[None, None].repeat(n, 0)
+    return x, np.clip(x + rng.normal(0, 0.02, x.shape), 0, 1).astype(np.float32)
+
+
+def score_forms(x: np.ndarray, x_hat: np.ndarray) -> dict[str, Callable[[object], tuple]]:
+    """The ways above to score a pair, and the reference's, by name; under `torch.inference_mode`."""
+    import torch
+
+    from grd_edge.score import score_patches_torch
+
+    tx, ty = torch.from_numpy(x), torch.from_numpy(x_hat)
+    return {
+        "torch_reference": lambda _: tuple(score_patches_torch(tx, ty)),
+        "torch_separable": lambda _: torch_separable(tx, ty),
+        "opencv": lambda _: opencv_separable(x, x_hat),
+    }
+
+
+def score_check(x: np.ndarray, x_hat: np.ndarray) -> Callable[[dict[str, Any]], None]:
+    """A check of (phi, phi_local, heatmap) by name: within 2e-6 of float64 (the baselines keep no tighter contract)."""
+    exact = score_patches_f64(x, x_hat)
+
+    def check(outputs: dict[str, Any]) -> None:
+        for name, (phi, phi_local, _) in outputs.items():
+            pairs = ((phi, exact.phi), (phi_local, exact.phi_local))
+            worst = max(float(np.abs(np.asarray(found) - right).max()) for found, right in pairs)
+            if not worst <= 2e-6:
+                raise CheckFailedError(f"{name} is {worst:.1e} off the float64 scores; a wrong result is not timed")
+
+    return check
+
+
 def race_scores(
     *, h: int = 256, w: int = 256, n: int = 1, rounds: int = 60, threads: int = 1, variant: str | None = None
 ) -> dict[str, float]:
@@ -90,44 +160,21 @@ def race_scores(
     `threads` are those of PyTorch, the operator's among them, and of OpenCV; `native` runs on one.
 
     Raises:
-        CheckFailedError: an output is not within 2e-6 of float64 (the baselines keep no tighter contract).
+        CheckFailedError: an output is off; see `score_check`.
     """
-    import cv2
     import torch
     from grd_edge.bench.timer import figures, interleaved
 
     from grd_edge.kernels import Scorer
-    from grd_edge.score import score_patches_torch
     from grd_edge.torch_ops import score_patches
 
-    rng = np.random.default_rng(0)
-    x = cv2.GaussianBlur(rng.random((h, w), np.float32), (0, 0), 2)[None, None].repeat(n, 0)
-    x_hat = np.clip(x + rng.normal(0, 0.02, x.shape), 0, 1).astype(np.float32)
+    x, x_hat = score_pair(h, w, n)
     tx, ty = torch.from_numpy(x), torch.from_numpy(x_hat)
     scorer = Scorer(x.shape, variant=variant)
     contenders: dict[str, Callable[[object], object]] = {
         "native": lambda _: (lambda s: (s.phi, s.phi_local, s.heatmap))(scorer(x, x_hat)),
         "torch_op": lambda _: score_patches(tx, ty, variant=variant)[:3],
-        "torch_reference": lambda _: tuple(score_patches_torch(tx, ty)),
-        "torch_separable": lambda _: torch_separable(tx, ty),
-        "opencv": lambda _: opencv_separable(x, x_hat),
+        **score_forms(x, x_hat),
     }
-    exact = score_patches_f64(x, x_hat)
-
-    def check(outputs: dict[str, object]) -> None:
-        for name, (phi, phi_local, _) in outputs.items():
-            pairs = ((phi, exact.phi), (phi_local, exact.phi_local))
-            worst = max(float(np.abs(np.asarray(found) - right).max()) for found, right in pairs)
-            if not worst <= 2e-6:
-                raise CheckFailedError(f"{name} is {worst:.1e} off the float64 scores; a wrong result is not timed")
-
-    torch_threads, cv_threads = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
-    try:
-        with torch.inference_mode():
-            timings = interleaved(contenders, rounds=rounds, check=check)
-    finally:
-        torch.set_num_threads(torch_threads)
-        cv2.setNumThreads(cv_threads)
-    return figures(timings)
+    with library_threads(threads), torch.inference_mode():
+        return figures(interleaved(contenders, rounds=rounds, check=score_check(x, x_hat)))

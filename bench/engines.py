@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from grd_edge.bench.records import slug, write_record
 from grd_edge.bench.upsampling import random_checkpoint
 
 from grd_edge.build import bundle_from_checkpoint
@@ -27,6 +28,7 @@ from grd_edge.precision import Choice, only_fp32
 from grd_edge.recipes import Minmax
 from grd_edge.targets import target_named
 
+_FIGURES = {"mib": "engine_mib", "builder_s": "builder_seconds", "s": "seconds", "peak_gib": "peak_gib"}
 TARGETS = ("rtx-ampere", "rtx-ada", "rtx-blackwell")
 
 
@@ -82,17 +84,40 @@ def measured_builds(path: Path, precisions: tuple[str, ...] = ("fp16", "int8")) 
     return found
 
 
+def columns_of(*, peak: bool) -> list[dict]:
+    """Columns of a record: engine and seconds of the builder per precision; with the peak of the memory."""
+    form = "{NAME_mib:.2s} MiB, {NAME_builder_s:.1f} s" + ", {NAME_peak_gib:.1f} GiB" * peak
+    names = ("fp16", "int8", "fp8")
+    named = ({"key": name, "name": name.upper(), "format": form.replace("NAME", name)} for name in names)
+    return [{"key": "network", "name": "network"}, {"key": "target", "name": "target"}, *named]
+
+
+def rows_of(network: str, builds: list[dict]) -> list[dict]:
+    """A row per target, the network's name in the first."""
+    rows: dict[str, dict] = {}
+    for build in builds:
+        row = rows.setdefault(build["target"], {"network": "" if rows else network, "target": build["target"]})
+        row |= {f"{build['precision']}_{new}": build[old] for new, old in _FIGURES.items()}
+    return list(rows.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", default="deepindustrial_sn")
     parser.add_argument("--bundle", type=Path, help="build from this bundle instead; it is changed")
+    parser.add_argument("--record", action="store_true", help="write the record `trt-NAME` below bench/results, too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = arguments.bundle
         if path is None:
             path = Path(folder) / "random.grdb"
             ranged_bundle(random_checkpoint(load_config(profile=arguments.profile)), path)
-        measured_builds(path)
+        builds = measured_builds(path)
+    if arguments.record:
+        name = arguments.bundle.stem if arguments.bundle else arguments.profile
+        command = f"python -m grd_edge.bench.engines {'--bundle BUNDLE' if arguments.bundle else f'--profile {name}'}"
+        title, rows = f"TensorRT engines of {name}", rows_of(f"`{name}`", builds)
+        print(write_record(f"trt-{slug(name)}", title=title, command=command, columns=columns_of(peak=True), rows=rows))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from grd_edge.bench.precisions import random_network
+from grd_edge.bench.precisions import int8_everywhere
+from grd_edge.bench.upsampling import random_checkpoint, sizes
 
 from grd_edge.build import bundle_from_checkpoint
 from grd_edge.bundle import MODEL
+from grd_edge.config import load_config
 from grd_edge.engine.native import engine_entry
 from grd_edge.precision import Choice
 from grd_edge.runtime import Inspector
@@ -21,20 +23,26 @@ from grd_edge.search import MODEL as INT8_MODEL
 SIDE_PATCHES = 4
 
 
+def write_int8_bundle(path: Path, *, base: int = 16, patch_px: int = 128) -> Path:
+    """A random network whose engine on `cpu` is INT8; the path."""
+    engines = [engine_entry("cpu", "fp32", MODEL), engine_entry("cpu", "int8", INT8_MODEL)]
+    described = {"chosen": {"cpu": "int8"}, "tried": [], "why": "a bench"}
+    checkpoint = random_checkpoint(load_config(overrides=sizes(base, patch_px)))
+    bundle_from_checkpoint(
+        checkpoint, path, choose=lambda model: Choice(engines, {INT8_MODEL: int8_everywhere(model)}, described)
+    )
+    return path
+
+
 def frame_stages(*, base: int = 16, patch_px: int = 128, rounds: int = 40):
     """Median ms of each stage over frames of 16 patches, and the share of cutting and scoring together.
 
     Returns:
         dict with `patches`, `cut_ms`, `infer_ms`, `score_ms`, `total_ms` and `kernels_share`.
     """
-    network = random_network(base=base, patch_px=patch_px)
     side = patch_px + (SIDE_PATCHES - 1) * (patch_px - 20)
-    engines = [engine_entry("cpu", "fp32", MODEL), engine_entry("cpu", "int8", INT8_MODEL)]
-    described = {"chosen": {"cpu": "int8"}, "tried": [], "why": "a bench"}
-    choice = Choice(engines, {INT8_MODEL: network.int8}, described)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "int8.grdb"
-        bundle_from_checkpoint(network.checkpoint, path, choose=lambda model: choice)
+        path = write_int8_bundle(Path(folder) / "int8.grdb", base=base, patch_px=patch_px)
         frames = [np.random.default_rng(i).integers(0, 256, (side, side), np.uint8) for i in range(4)]
         with Inspector(path) as inspector:
             for frame in frames:

@@ -10,16 +10,16 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from grd_edge.bench.adding import figures
 from grd_edge.bench.baselines import torch_separable
+from grd_edge.bench.records import RESULTS, slug, write_record
 
 from grd_edge import _native
 from grd_edge.errors import CheckFailedError, EngineError, GrdError
@@ -30,6 +30,14 @@ CUDA = 1  # GRD_SPACE_CUDA
 REPEAT = 20  # calls in a graph where one alone is too short for the device's clock
 FMAS_PER_POSITION = 88  # 4 maps, 2 passes, 11 taps
 BARS = {"floor": 3.0, "eager": 20.0, "compiled": 3.0, "p99_p50": 1.2, "error": 2e-6}  # issue E, bar 4
+COLUMNS = [
+    {"key": "part", "name": "part"},
+    {"key": "contender", "name": "contender"},
+    {"key": "min_us", "name": "least, microseconds", "digits": 1},
+    {"key": "p50_us", "name": "median", "digits": 1},
+    {"key": "p99_us", "name": "p99", "digits": 1},
+    {"key": "p99_p50", "name": "p99 / median", "digits": 2},
+]
 
 
 class Kernels:
@@ -255,7 +263,7 @@ def bench_frame(kernels: Kernels, rounds: int) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--build", type=Path, default=Path("build/gpu"), help="CMake's folder")
-    parser.add_argument("--results", type=Path, default=Path("bench/results"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--rounds", type=int, default=500)
     arguments = parser.parse_args()
     try:
@@ -269,21 +277,34 @@ def main() -> int:
         fmas = fma_rate(arguments.build / "kernels/bench/cuda_fmas")
         found = {
             "device": torch.cuda.get_device_name(0),
-            "torch": torch.__version__,
-            "date": date.today().isoformat(),
-            "command": "make bench-gpu",
             "scores": bench_scores(kernels, arguments.rounds, fmas),
             "cuts": bench_cuts(kernels, arguments.rounds),
             "frame": bench_frame(kernels, arguments.rounds),
         }
+        print(json.dumps(found, indent=2))
+        title = f"The CUDA kernels on {found['device']}"
+        rows = [
+            {"part": part, "contender": name, **times}
+            for part, timings in (
+                ("scores", found["scores"]["times"]),
+                ("cuts", found["cuts"]),
+                ("frame", found["frame"]),
+            )
+            for name, times in timings.items()
+        ]
+        path = write_record(
+            "gpu-kernels",
+            title=title,
+            command="make bench-gpu",
+            columns=COLUMNS,
+            rows=rows,
+            figures=figures(found)["figures"],
+            device=slug(found["device"]),
+            root=arguments.results,
+        )
     except GrdError as error:
         print(error, file=sys.stderr)
         return 1
-    folder = arguments.results / re.sub(r"[^a-z0-9]+", "-", found["device"].lower()).strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{found['date']}-kernels.json"
-    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=2))
     ratios = found["scores"]["ratios"]
     missed = [name for name in ("floor", "p99_p50") if not ratios[name] <= BARS[name]]
     missed += [name for name in ("eager", "compiled") if not ratios[name] >= BARS[name]]

@@ -11,12 +11,14 @@ import argparse
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from grd_edge.bench.records import interval, write_record
 
 from grd_edge.data.layout import GOOD
 from grd_edge.files import write_atomically
@@ -45,7 +47,37 @@ SETS = (
     InspectionSet("paper/btn01_rl", (LOCAL,)),
     InspectionSet("paper/zpb01_rl", (LOCAL,)),
 )
-COLUMNS = ("image_auroc", "image_auroc_untrained", "phi_auroc", "phi_local_auroc", "pixel_auroc", "aupro")
+PRINTED = ("image_auroc", "image_auroc_untrained", "phi_auroc", "phi_local_auroc", "pixel_auroc", "aupro")
+
+
+COLUMNS = [
+    {"key": "name", "name": "set", "format": "`{set}`"},
+    {"key": "counts", "name": "images, defective", "format": "{images}, {defective}"},
+    {"key": "decides", "name": "decides"},
+    {"key": "auroc", "name": "image AUROC, 95 %", "format": interval("image_auroc")},
+    {"key": "untrained", "name": "untrained", "format": "{image_auroc_untrained:.3f}"},
+    {"key": "gain", "name": "gain, 95 %", "format": interval("auroc_gain", "+")},
+    {"key": "both", "name": "by phi / phi_local", "format": "{phi_auroc:.3f} / {phi_local_auroc:.3f}"},
+    {"key": "pixels", "name": "pixel AUROC / AUPRO", "format": "{pixel_auroc:.3f} / {aupro:.3f}"},
+    {"key": "pixels_untrained", "name": "untrained", "format": "{pixel_auroc_untrained:.3f} / {aupro_untrained:.3f}"},
+    {"key": "balanced", "name": "balanced accuracy, 95 %", "format": interval("balanced_accuracy")},
+    {"key": "false_rejects", "name": "false rejects", "format": "{false_reject_rate:.1%}"},
+    {"key": "escapes", "name": "escapes", "format": "{escape_rate:.1%}"},
+]
+
+
+def table_of_sets(results: list[dict]) -> dict:
+    """Columns, rows and figures of the record, from what `run_sets` returns."""
+    rows, figures = [], {}
+    for result in results:
+        decides = "phi_local" if LOCAL in result["settings"] else "phi"
+        pixels = {} if result["pixel_auroc"] is not None else {"pixels": "no masks"}
+        rows.append({**result, "decides": decides, **pixels})
+        name = re.sub(r"\W", "_", result["set"])
+        figures |= {f"{name}_auroc": result["image_auroc"], f"{name}_untrained": result["image_auroc_untrained"]}
+    figures |= {name: sum(result[name] for result in results) for name in ("images", "decision_flips")}
+    figures |= {"phi_max_abs_diff": max(result["phi_max_abs_diff"] for result in results)}
+    return {"columns": COLUMNS, "rows": rows, "figures": figures}
 
 
 def grd_edge(*words: object) -> dict:
@@ -97,13 +129,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("artifacts/sets"))
     parser.add_argument("--steps", type=int, default=600, help="of each training")
     parser.add_argument("--only", nargs="*", default=(), help="names of sets")
+    parser.add_argument(
+        "--record", action="store_true", help="write the record `inspection-sets` below bench/results, too"
+    )
     arguments = parser.parse_args()
     if arguments.data is None or not Path(arguments.data).is_dir():
         parser.error("give --data or set GRD_DATA to the folder of the sets")
     budget = ("--steps", arguments.steps)
-    for result in run_sets(Path(arguments.data), arguments.out, budget, tuple(arguments.only)):
-        shown = (f"{key} {result[key]:.4f}" for key in COLUMNS if result.get(key) is not None)
+    results = run_sets(Path(arguments.data), arguments.out, budget, tuple(arguments.only))
+    for result in results:
+        shown = (f"{key} {result[key]:.4f}" for key in PRINTED if result.get(key) is not None)
         print(result["set"], *shown, sep="  ")
+    if arguments.record:
+        title = "Real inspection images through train, build and eval"
+        command = f"GRD_DATA=/path/to/sets python -m grd_edge.bench.inspection_sets --steps {arguments.steps}"
+        print(write_record("inspection-sets", title=title, command=command, **table_of_sets(results)))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ def interleaved(
     warmup: int = 3,
     settle_ms: float = 0,
     check: Callable[[dict[str, Any]], None] | None = None,
+    on_round: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Timing]:
     """Times the contenders in turn: in round i each gets inputs[i % len(inputs)] before the next round begins.
 
@@ -56,6 +57,7 @@ def interleaved(
             a contender with threads pays for the spinning of the one before it (OpenMP's: 4 ms of an 8 ms inspection on
             2 cores, 2026-11-25), which no line PC does.
         check: receives the outputs for the first input by name, before timing; raises when they do not agree.
+        on_round: told between timed rounds how many are done, of how many.
 
     Raises:
         CheckFailedError: fewer than 3 rounds, which measure nothing; or raised by `check`.
@@ -76,6 +78,8 @@ def interleaved(
             spent = time.perf_counter_ns() - start
             if index >= 0:
                 times[name].append(spent / 1e6)
+        if index >= 0:
+            on_round(index + 1, rounds)
     return {name: Timing(name, np.array(values)) for name, values in times.items()}
 
 

@@ -7,6 +7,8 @@ section 4.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from grd_edge.bench.timer import interleaved
 from lightning_fabric import Fabric
@@ -81,6 +83,41 @@ class StraightforwardStep:
         return {name: value.detach() for name, value in terms.items()} | {"discriminator": disc.detach()}
 
 
+class Steps(NamedTuple):
+    """Both sides, from the same weights and batch.
+
+    Attributes:
+        own: the product's, whose even steps carry all terms.
+        plain: the straightforward one.
+        x: the batch, (N, C, H, W) float32 in [0, 1].
+    """
+
+    own: TrainingState
+    plain: StraightforwardStep
+    x: torch.Tensor
+
+
+def training_steps(*, base: int, patch_px: int, batch: int) -> Steps:
+    """Steps on the CPU, for networks of this width on square patches."""
+    shape = [f"model.base={base}", f"model.patch_h={patch_px}", f"model.patch_w={patch_px}", f"train.batch={batch}"]
+    config = load_config(overrides=[*shape, "train.auxiliary_every=2"])  # even steps carry twice the auxiliary terms
+    own, plain = TrainingState(config, Fabric(accelerator="cpu", devices=1)), StraightforwardStep(config)
+    size = (batch, config.model.channels, patch_px, patch_px)
+    return Steps(own, plain, torch.rand(size, generator=torch.Generator().manual_seed(0)))
+
+
+def check_losses(reference: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
+    """Holds the losses of a first step against another's.
+
+    Raises:
+        CheckFailedError: they do not agree within 1e-3.
+    """
+    for name in ("contextual", "adversarial", "encoder", "noise", "discriminator"):
+        a, b = float(reference[name]), float(found[name])
+        if not abs(a - b) <= 1e-3 * abs(b):
+            raise CheckFailedError(f"{name} is {a} and {b}; steps that differ are not timed")
+
+
 def race_training_steps(
     *, base: int = 32, patch_px: int = 128, batch: int = 16, rounds: int = 5, warmup: int = 1
 ) -> dict[str, float]:
@@ -94,17 +131,10 @@ def race_training_steps(
     Raises:
         CheckFailedError: the losses of the first step do not agree within 1e-3.
     """
-    shape = [f"model.base={base}", f"model.patch_h={patch_px}", f"model.patch_w={patch_px}", f"train.batch={batch}"]
-    config = load_config(overrides=[*shape, "train.auxiliary_every=2"])  # even steps carry twice the auxiliary terms
-    fabric = Fabric(accelerator="cpu", devices=1)
-    own, plain = TrainingState(config, fabric), StraightforwardStep(config)
-    x = torch.rand((batch, config.model.channels, patch_px, patch_px), generator=torch.Generator().manual_seed(0))
+    own, plain, x = training_steps(base=base, patch_px=patch_px, batch=batch)
 
     def check(outputs: dict[str, dict[str, torch.Tensor]]) -> None:
-        for name in ("contextual", "adversarial", "encoder", "noise", "discriminator"):
-            a, b = (float(outputs[side][name]) for side in ("straightforward", "own"))
-            if not abs(a - b) <= 1e-3 * abs(b):
-                raise CheckFailedError(f"{name} is {a} and {b}; steps that differ are not timed")
+        check_losses(outputs["straightforward"], outputs["own"])
 
     contenders = {
         "straightforward": lambda _: plain.advance(*own.perturbed(x, 0)),

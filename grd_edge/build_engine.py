@@ -27,7 +27,7 @@ from grd_edge.engine.fusion_check import Finding, findings_of
 from grd_edge.engine.layer_report import LayerReport, report_from_graph
 from grd_edge.engine.library import library_of
 from grd_edge.engine.onnxruntime import reconstruction_difference
-from grd_edge.engine.typed import FORM, check_generator, parsed_model, typed_from_onnx
+from grd_edge.engine.typed import FORM, check_graph, parsed_model, typed_from_onnx
 from grd_edge.engine.verdict import BASE, EngineTrial, Verdict, engine_file, unmeasured
 from grd_edge.errors import BundleError, CheckFailedError, EngineError, InputError
 from grd_edge.files import sha256_hex
@@ -46,7 +46,7 @@ class Planned:
     Attributes:
         model: serialized.
         keep: layers that stay in a higher precision.
-        max_difference, mean_difference: of its x_hat to the bundle's FP32 model, run by ONNX Runtime on seeded noise.
+        max_difference, mean_difference: of its output to the bundle's FP32 model, run by ONNX Runtime on seeded noise.
     """
 
     precision: str
@@ -130,7 +130,7 @@ def plan_of_engines(
         )
     geometry = bundle.manifest["geometry"]
     shape = geometry["channels"], geometry["patch_h"], geometry["patch_w"]
-    check_generator(parsed_model(bundle.files[bundles.MODEL]), shape)
+    check_graph(parsed_model(bundle.files[bundles.MODEL]), shape, bundle.head)
     has_ranges = ranges is not None or RANGES in bundle.files
     auto = targets if precisions[0] == "auto" else ()
     hindered = {target.name: _hindrance(target, trial, bundle, has_ranges) for target in auto}

@@ -27,7 +27,7 @@ from grd_edge.bundle_schema import (
     regions_of,
 )
 from grd_edge.errors import BundleError, InputError
-from grd_edge.files import sha256_hex, write_atomically, write_error
+from grd_edge.files import sha256_hex, write_atomically, writing_to
 from grd_edge.patches import PatchGrid
 from grd_edge.regions import WHOLE_FRAME, Regions, mask_from_pgm
 from grd_edge.staging import put_in_place, staging
@@ -57,6 +57,11 @@ class Bundle:
     @property
     def seal(self) -> str:
         return self.manifest["seal"]
+
+    @property
+    def head(self) -> str:
+        """What its graph yields, one of `grd_edge.heads.HEADS`."""
+        return self.manifest["head"]
 
     @property
     def grid(self) -> PatchGrid:
@@ -125,7 +130,7 @@ def write_bundle(
         raise InputError(f"{path} exists and is not a bundle; choose another name or remove it")
     listed = {name: {"sha256": sha256_hex(data), "bytes": len(data)} for name, data in sorted(files.items())}
     seal_me = {"schema": SCHEMA, **manifest, "files": listed}
-    with _written_to(path), staging(path) as folder:
+    with writing_to(path), staging(path) as folder:
         new = folder / path.name
         new.mkdir()
         for name, data in {MANIFEST: sealed(seal_me), **files}.items():
@@ -137,17 +142,22 @@ def write_bundle(
     return read_bundle(path)
 
 
-@contextlib.contextmanager
-def _written_to(path: Path):
-    """Failures to write are told of the bundle, not of the folder that it is made in."""
-    try:
-        yield
-    except OSError as error:
-        raise write_error(path, error) from error
-    except InputError as error:
-        if isinstance(error.__cause__, OSError):
-            raise write_error(path, error.__cause__) from error
-        raise
+def copied_bundle(source: Path, path: Path) -> Bundle:
+    """Writes a bundle of the same content, thresholds included; an older one at `path` stays until it is complete.
+
+    Raises:
+        BundleError: there is no bundle at `source`, or it breaks a rule of the format.
+        InputError: as `write_bundle`.
+    """
+    bundle = read_bundle(source)
+    manifest = {key: value for key, value in bundle.manifest.items() if key not in ("schema", "files", "seal")}
+    decision = {k: v for k, v in (bundle.decision or {}).items() if k not in ("schema", "bundle", "seal")}
+
+    def decide(folder: Path) -> None:
+        if decision:
+            write_decision(folder, decision)
+
+    return write_bundle(path, manifest, bundle.files, check=decide)
 
 
 def write_decision(path: Path, decision: dict[str, Any], *, of: Bundle | None = None) -> Bundle:
@@ -176,7 +186,7 @@ def write_decision(path: Path, decision: dict[str, Any], *, of: Bundle | None = 
             check_decision(_unsealed(data, DECISION), bundle.seal)
         if of is None or of.seal == bundle.seal:
             # Into the folder that was read, wherever it is by now: thresholds never meet another model.
-            with _written_to(path), staging(Path(os.path.realpath(path))) as folder:
+            with writing_to(path), staging(Path(os.path.realpath(path))) as folder:
                 write_atomically(folder / DECISION, data)
                 with contextlib.suppress(FileNotFoundError):  # the folder is gone, as is told below
                     os.replace(folder / DECISION, DECISION, dst_dir_fd=root)

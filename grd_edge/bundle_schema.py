@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from grd_edge.heads import HEADS
 from grd_edge.regions import MAX_REGIONS, MAX_SIDE_PX, Region, Regions
 
 SCHEMA = 1
@@ -106,7 +107,7 @@ def check_manifest(manifest: dict[str, Any]) -> None:
         {
             "schema": _one_of(SCHEMA),
             "name": _text,
-            "head": _one_of("reconstruction"),
+            "head": _one_of(*HEADS),
             "files": lambda value: isinstance(value, dict) and 0 < len(value) <= 1000,
             "geometry": lambda value: isinstance(value, dict),
             "score": lambda value: isinstance(value, dict),

@@ -25,6 +25,7 @@ from grd_edge.data.dataset import Sample, images_sha256
 from grd_edge.data.frames import grid_from_config, read_frame
 from grd_edge.errors import InputError
 from grd_edge.files import sha256_hex
+from grd_edge.heads import SCORE_MAP, head_of_shapes, scores_from_maps
 from grd_edge.kernels import Scorer
 from grd_edge.quantize import CHANNEL_AXIS, Style, layers_of, quantized, quantized_layers
 from grd_edge.ranges import IMAGE, LEVELS, RangeTable
@@ -322,7 +323,11 @@ class _PhiSearch:
     def __init__(self, model: onnx.ModelProto, table: RangeTable, score: ScoreConfig) -> None:
         self.start, self.score, self.output = table, score, model.graph.output[0].name
         self.fp32, self.scored = session_of(model), list[_Scored]()
-        shape = tuple(dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:])
+        shape, output = (
+            tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:])
+            for value in (model.graph.input[0], model.graph.output[0])
+        )
+        self.head = head_of_shapes(shape, output)
         self.scorer = Scorer((1, *shape), window=score.window, local_window_px=score.local_window_px, heatmap=False)
         result = quantized(model, table, style=_STYLE)
         scales = {f"{tensor}/scale" for tensor in table.ranges}
@@ -351,7 +356,8 @@ class _PhiSearch:
         self.scored.extend(each for _, _, each in sorted(worst, key=lambda item: item[1]))
 
     def _phi(self, x: np.ndarray, x_hat: np.ndarray) -> float:
-        return float(getattr(self.scorer(x, x_hat), self.score.decides)[0])
+        scores = scores_from_maps(x_hat) if self.head == SCORE_MAP else self.scorer(x, x_hat)
+        return float(getattr(scores, self.score.decides)[0])
 
     def error(self, table: RangeTable, scored: Collection[_Scored] = ()) -> tuple[float, float]:
         """Mean |difference| to FP32 of the score, and of the reconstruction, which decides between equals.

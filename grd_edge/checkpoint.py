@@ -6,15 +6,21 @@ import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from grd_edge.config import Config, config_from_mapping
 from grd_edge.errors import CheckpointError, ConfigError
 from grd_edge.files import atomic_stream
+from grd_edge.method_config import GENERATOR
 from grd_edge.models.generator import Reconstructor
+from grd_edge.models.method import PackedScores, method_from_config
+from grd_edge.models.segmentor import PREFIX, SegmentedReconstructor
+
+N = TypeVar("N", bound=nn.Module)
 
 SCHEMA = 1
 DTYPES = {  # as safetensors names them
@@ -36,31 +42,61 @@ def first_keys(keys: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run leaves behind. `weights` holds the reconstructor's state; training-only networks are not kept."""
+    """What a run leaves behind. `weights` holds the state of what runs at inference; networks that only train are not
+    kept."""
 
     config: Config
     weights: dict[str, torch.Tensor]
     provenance: dict[str, Any]
 
-    def reconstructor(self) -> Reconstructor:
-        """The network in evaluation mode with these weights.
+    @property
+    def head(self) -> str:
+        """What the exported network yields, of `grd_edge.heads`."""
+        return self.config.method.head
+
+    def network(self) -> nn.Module:
+        """What is exported, in evaluation mode: patches (N, C, H, W) to what `head` says, as `heads.output_shape`.
 
         Raises:
             CheckpointError: names the keys that are missing or foreign.
         """
-        net = Reconstructor(self.config.model)
+        if self.config.segmented:
+            return PackedScores(self._loaded(SegmentedReconstructor(self.config), self.weights)).eval()
+        if self.config.method.name == GENERATOR:
+            return self.reconstructor()
+        method = method_from_config(self.config)
+        method.prune()
+        method.fit_shapes(self.weights)
+        return PackedScores(self._loaded(method, self.weights)).eval()
+
+    def reconstructor(self) -> Reconstructor:
+        """The generator's network in evaluation mode with these weights, without the segmentor where there is one.
+
+        Raises:
+            CheckpointError: it is of another method; names the keys that are missing or foreign.
+        """
+        if self.config.method.name != GENERATOR:
+            raise CheckpointError(
+                f"the checkpoint is of method {self.config.method.name}, and this needs a generator's; "
+                "give one that was trained with method.name=generator"
+            )
+        own = self.weights.items()
+        weights = {key: value for key, value in own if not (self.config.segmented and key.startswith(PREFIX))}
+        return self._loaded(Reconstructor(self.config.model), weights).eval()
+
+    def _loaded(self, net: N, weights: dict[str, torch.Tensor]) -> N:
         expected = net.state_dict()
-        missing = sorted(expected.keys() - self.weights.keys())
-        foreign = sorted(self.weights.keys() - expected.keys())
-        wrong = sorted(k for k in expected.keys() & self.weights.keys() if expected[k].shape != self.weights[k].shape)
+        missing = sorted(expected.keys() - weights.keys())
+        foreign = sorted(weights.keys() - expected.keys())
+        wrong = sorted(k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape)
         for what, keys in (("lacks", missing), ("has foreign", foreign), ("has wrongly shaped", wrong)):
             if keys:
                 raise CheckpointError(
                     f"the checkpoint {what} weights: {first_keys(keys)}; "
                     f"it belongs to another profile than {self.config.profile!r}"
                 )
-        net.load_state_dict(self.weights)
-        return net.eval()
+        net.load_state_dict(weights)
+        return net
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -13,19 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from grd_edge.config_base import Positive, Probability, Section
 from grd_edge.errors import ConfigError, one_line
+from grd_edge.method_config import GENERATOR, METHOD_CONFIGS, GeneratorConfig, MethodConfig, method_names
 
 DEFAULT_PROFILE = "deepindustrial_sn_edge"
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
 
 S = TypeVar("S", bound=Section)
 
@@ -37,19 +31,37 @@ class ModelConfig(Section):
     patch_h: Positive = 128
     patch_w: Positive = 128
     base: Positive = 16
+    widths: tuple[Positive, ...] | None = None  # channels of each stage, outermost first; null: base doubled each time
     stages: tuple[Positive, ...] = (2, 2, 2, 2)
     resample: Literal["first", "last"] = "first"
     decoder_resample: Literal["first", "last"] | None = None  # null: as the encoder
     bottleneck: Literal["dense", "conv"] = "dense"
     latent: Positive = 64
     upsampling: Literal["transposed", "resize_conv", "pixel_shuffle"] = "transposed"
-    discriminator_base: Positive | None = None  # null: base; training only
+    discriminator_base: Positive | None = None  # null: widths as the generator's; training only
+
+    @property
+    def stage_widths(self) -> tuple[int, ...]:
+        """Channels of the generator's stages, outermost first."""
+        return self.widths or self._doubled(self.base)
+
+    @property
+    def discriminator_widths(self) -> tuple[int, ...]:
+        """Channels of the discriminator's stages."""
+        return self._doubled(self.discriminator_base) if self.discriminator_base else self.stage_widths
+
+    def _doubled(self, base: int) -> tuple[int, ...]:
+        return tuple(base * 2**stage for stage in range(len(self.stages)))
 
     @model_validator(mode="after")
     def _patch_halves(self) -> ModelConfig:
         step = 2 ** len(self.stages)
         if not self.stages:
             raise ValueError("stages is empty; give at least one stage, such as [2, 2, 2, 2]")
+        if self.widths and len(self.widths) != len(self.stages):
+            raise ValueError(
+                f"widths names {len(self.widths)} stages and stages {len(self.stages)}; give one width for each stage"
+            )
         if self.patch_h % step or self.patch_w % step:
             raise ValueError(
                 f"patch {self.patch_h}x{self.patch_w} is not a multiple of {step} px, "
@@ -155,14 +167,27 @@ class TrainConfig(Section):
         return self
 
 
-class QatConfig(Section):
-    """Fine-tuning with fake quantization (`train --qat`); how long and in which batches says `train`."""
+class ImitationConfig(Section):
+    """Weights of the losses by which a student follows a teacher, on the same perturbed patches."""
+
+    distillation: Annotated[float, Field(ge=0)] = 50.0  # of the contextual loss to the teacher's reconstruction
+    score: Annotated[float, Field(ge=0)] = 0.0  # of the mean |phi - phi of the teacher|
+    reconstruction: Annotated[float, Field(ge=0)] = 0.0  # of the method's own terms
+
+
+class QatConfig(ImitationConfig):
+    """Fine-tuning with fake quantization (`train --qat`), the FP32 network as teacher; how long and in which batches
+    says `train`."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-4
     range_lr: Annotated[float, Field(ge=0)] = 1e-3  # relative steps of the activation ranges; 0: they stay
-    distillation: Annotated[float, Field(ge=0)] = 50.0  # weight of the contextual loss to the FP32 reconstruction
-    score: Annotated[float, Field(ge=0)] = 0.0  # of the mean |phi - phi of FP32|
-    reconstruction: Annotated[float, Field(ge=0)] = 0.0  # of the method's own terms
+
+
+class DistillConfig(ImitationConfig):
+    """Training of a narrower generator after a teacher (`train --teacher`); all else as in any training."""
+
+    reconstruction: Annotated[float, Field(ge=0)] = 1.0
+    start: Literal["cut", "random"] = "cut"  # cut: from the teacher's most important channels, where shapes allow it
 
 
 class ScoreConfig(Section):
@@ -183,6 +208,7 @@ class Config(Section):
     """All settings of a run."""
 
     profile: str = DEFAULT_PROFILE
+    method: MethodConfig = GeneratorConfig()
     model: ModelConfig = ModelConfig()
     geometry: GeometryConfig = GeometryConfig()
     data: DataConfig = DataConfig()
@@ -192,8 +218,16 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     qat: QatConfig = QatConfig()
+    distill: DistillConfig = DistillConfig()
     score: ScoreConfig = ScoreConfig()
     decision: DecisionConfig = DecisionConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_named(cls, values: Any) -> Any:
+        """Settings of a method without its name are the generator's."""
+        method = values.get("method") if isinstance(values, dict) else None
+        return {**values, "method": {"name": GENERATOR, **method}} if isinstance(method, dict) else values
 
     @model_validator(mode="after")
     def _stride_covers(self) -> Config:
@@ -205,6 +239,29 @@ class Config(Section):
                     f"give at most {patch}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _method_allows(self) -> Config:
+        if self.method.name == GENERATOR:
+            step = 2**self.method.segmentor_depth
+            if self.segmented and (self.model.patch_h % step or self.model.patch_w % step):
+                raise ValueError(
+                    f"patch {self.model.patch_h}x{self.model.patch_w} is not a multiple of {step} px, which "
+                    f"method.segmentor_depth {self.method.segmentor_depth} needs; choose a multiple, or less depth"
+                )
+            return self
+        train = self.train
+        for name, value in (("validation", train.validation), ("ema_decay", train.ema_decay is not None)):
+            if value:
+                raise ValueError(f"train.{name} is for the generator; method {self.method.name} trains without it")
+        if train.devices * train.num_nodes > 1:
+            raise ValueError(f"method {self.method.name} trains in one process; set train.devices and num_nodes to 1")
+        return self
+
+    @property
+    def segmented(self) -> bool:
+        """Whether a segmentor scores what the generator reconstructs."""
+        return self.method.name == GENERATOR and self.method.segmentor
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
@@ -274,13 +331,20 @@ def checked_section(schema: type[S], mapping: dict[str, Any]) -> S:
         where = [str(part) for part in first["loc"]]
         if first["type"] == "extra_forbidden":
             known = _known_keys(schema, where[:-1])
+            if where[0] == "method" and len(where) > 2:
+                del where[1]  # the method's name, which is no key
             raise ConfigError(f"unknown setting {'.'.join(where)}{nearest(where[-1], known)}") from error
+        if first["type"] == "union_tag_invalid":
+            name = str(first["ctx"]["tag"])
+            raise ConfigError(f"there is no method {name!r}{nearest(name, method_names())}") from error
         message = first["msg"].removeprefix("Value error, ")
         found = "" if isinstance(first["input"], dict) else f" (found {first['input']!r})"
         raise ConfigError(f"setting {'.'.join(where) or 'config'}: {message}{found}") from error
 
 
 def _known_keys(model: Any, where: list[str]) -> list[str]:
+    if where and where[0] == "method" and len(where) > 1:
+        return sorted(METHOD_CONFIGS[where[1]].model_fields)
     for part in where:
         model = model.model_fields[part].annotation if part in model.model_fields else Section
     return sorted(model.model_fields)
@@ -304,10 +368,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping a YAML file holds; empty for an empty file.
 
     Raises:
-        ConfigError: unreadable, not YAML, or not a mapping.
+        ConfigError: unreadable, not YAML, a key given twice, or not a mapping.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the configuration {path} cannot be read: {one_line(error)}") from error
     except yaml.YAMLError as error:
@@ -317,3 +381,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"the configuration {path} holds a {type(data).__name__}; expected sections with keys")
     return data
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that is given twice: YAML's loader keeps the last one and says nothing of the others."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -20,7 +21,7 @@ from grd_edge.checkpoint import write_checkpoint
 from grd_edge.config import Config, load_config
 from grd_edge.data.dataset import Dataset, Sample
 from grd_edge.data.frames import grid_from_config, read_frame
-from grd_edge.data.images import read_image
+from grd_edge.data.images import file_sha256, read_image
 from grd_edge.engine.torch import TorchInspector
 from grd_edge.evaluate import gain_from_scored, metrics_from_scored
 from grd_edge.files import write_atomically
@@ -29,12 +30,15 @@ from grd_edge.machine import cpu_name
 from grd_edge.parity import parity_of
 from grd_edge.precision import Request
 from grd_edge.products import ProductRule
+from grd_edge.qat import checkpoint_from_qat, qat_config
 from grd_edge.recalibrate import recalibrated_bundle
 from grd_edge.report.contact_sheet import Panel, write_contact_sheet
+from grd_edge.results import csv_lines
 from grd_edge.runtime import Inspector
-from grd_edge.scored import scored_from_samples
+from grd_edge.scored import COLUMNS, rows_from_scored, scored_from_samples
 from grd_edge.search import choice_of_checkpoint
 from grd_edge.train import Progress, checkpoint_from_dataset, untrained_checkpoint
+from grd_edge.train import Watcher as TrainWatcher
 from grd_edge.watch import Watcher as SearchWatcher
 
 # Solar cells come aligned, with busbars in a few places: turning or mirroring them only multiplies the layouts that
@@ -73,21 +77,41 @@ def demo_config(*, train_seconds: float, seed: int = 0, settings: Sequence[str] 
 
 
 def run_demo(
-    dataset: Dataset, config: Config, out: Path, watch: Watcher = Watcher(), *, precision: Request = "auto"
+    dataset: Dataset,
+    config: Config,
+    out: Path,
+    watch: Watcher = Watcher(),
+    *,
+    precision: Request = "auto",
+    qat_seconds: float = 0,
 ) -> dict[str, Any]:
-    """Runs the whole way on `dataset` and writes `checkpoint.safetensors`, `<name>.grdb`, `contact_sheet.png` and
-    `summary.json` into `out`.
+    """Runs the whole way on `dataset` and writes `checkpoint.safetensors`, `<name>.grdb`, `contact_sheet.png`,
+    `images.csv` and `summary.json` into `out`; `fine-tuned.safetensors`, too, where there is a fine-tuning.
 
     Args:
         precision: of the bundle, as `build bundle` takes it.
+        qat_seconds: time budget of the fine-tuning for INT8; 0: none.
 
     Returns:
         The content of summary.json.
     """
-    out = Path(out)
+    out, began = Path(out), time.perf_counter()
     watch.stage(f"training on {len(dataset.train)} good images")
     checkpoint = checkpoint_from_dataset(dataset, config, on_progress=watch.training)
     write_checkpoint(out / "checkpoint.safetensors", checkpoint)
+
+    student = None
+    if qat_seconds:
+        watch.stage("fine-tuning for INT8")
+        tuning = qat_config(config, overrides=["train.steps=null", f"train.seconds={qat_seconds}"])
+        student = checkpoint_from_qat(
+            checkpoint,
+            dataset,
+            tuning,
+            teacher_sha256=file_sha256(out / "checkpoint.safetensors"),
+            watch=TrainWatcher(watch.training),
+        )
+        write_checkpoint(out / "fine-tuned.safetensors", student)
 
     watch.stage("exporting and building the cpu bundle")
     path = out / f"{dataset.name}.grdb"
@@ -97,7 +121,13 @@ def run_demo(
         name=dataset.name,
         roi=roi_of_dataset(dataset),
         choose=lambda model: choice_of_checkpoint(
-            checkpoint, dataset.train, model, MODEL, request=precision, watch=SearchWatcher(watch.stage)
+            checkpoint,
+            dataset.train,
+            model,
+            MODEL,
+            student=student,
+            request=precision,
+            watch=SearchWatcher(watch.stage),
         ),
     )
     watch.stage(f"fitting the threshold on {len(dataset.calibration)} calibration images")
@@ -144,13 +174,16 @@ def run_demo(
         "p50_ms": frames["engine"].p50_ms,
         "p99_ms": frames["engine"].p99_ms,
         "p50_ms_reference": frames["reference"].p50_ms,
+        "times_ms": {name: frame.times_ms.tolist() for name, frame in frames.items()},
         "speedup": speedup(frames["reference"], frames["engine"]),
         "score_speedup": race["torch_separable_min_ms"] / race["native_min_ms"],
         "score_race_ms": race,
         "score_variant": active_variant(),
         "training": _without_ids(checkpoint.provenance),
         "versions": versions(engine_version),
+        "seconds": round(time.perf_counter() - began, 1),
     }
+    write_atomically(out / "images.csv", csv_lines(COLUMNS, rows_from_scored(scored["engine"])))
     write_atomically(out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     return summary
 

@@ -18,6 +18,7 @@ from grd_edge.engine.native import PatchScores
 from grd_edge.engine.tensorrt import TensorRtEngine
 from grd_edge.engine.verdict import BASE, Verdict, engine_file, unmeasured
 from grd_edge.errors import EngineError, MissingExtraError
+from grd_edge.heads import SCORE_MAP, head_of_shapes, scores_from_maps
 from grd_edge.kernels import score_patches
 from grd_edge.precision import (
     DEFAULT_BUDGET,
@@ -38,7 +39,8 @@ from grd_edge.watch import SILENT, Watcher
 
 
 class TensorRtContender:
-    """A built engine as a bench measures it: reconstructions from host to host; scores by the kernels of the CPU.
+    """A built engine as a bench measures it: the network from host to host; what it reconstructs is scored by
+    the kernels of the CPU.
 
     Raises:
         MissingExtraError, EngineError: see `TensorRtEngine`.
@@ -59,21 +61,22 @@ class TensorRtContender:
         """Scores of patches (N, patch_h, patch_w, C) uint8.
 
         Raises:
-            EngineError: reconstructions that are not finite.
+            EngineError: values that are not finite.
         """
+        head = head_of_shapes(self._engine.patch_shape, self._engine.output_shape)
         options = {"window": self._score.window, "local_window_px": self._score.local_window_px, "heatmap": False}
         found = []
         for start in range(0, len(patches), self._batch):
             x = unit_patches(patches[start : start + self._batch])
             x_hat = self._engine.reconstruct(x)
             if not np.isfinite(x_hat).all():
-                raise EngineError("it gives reconstructions that are not finite")
-            found.append(score_patches(x, x_hat, **options))
+                raise EngineError("it gives values that are not finite")
+            found.append(scores_from_maps(x_hat) if head == SCORE_MAP else score_patches(x, x_hat, **options))
         phi, phi_local = (np.concatenate([getattr(each, name) for each in found]) for name in ("phi", "phi_local"))
         return PatchScores(phi, phi_local, phi if self._score.decides == "phi" else phi_local)
 
     def run_of(self, patches: np.ndarray) -> Callable[[], object]:
-        """Reconstruction of patches, copies to the device and back included."""
+        """The network on patches, copies to the device and back included."""
         x = unit_patches(patches)
         return lambda: self._engine.reconstruct(x)
 

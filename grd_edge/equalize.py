@@ -11,7 +11,7 @@ Source: cross-layer equalization, arXiv 1906.04721, section 4.1; its trade betwe
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -71,11 +71,12 @@ def equalized(model: onnx.ModelProto, peaks: Mapping[str, np.ndarray], *, alpha:
     stored = {tensor.name: tensor for tensor in result.graph.initializer}
     family = _families(model)
     makers, takers = defaultdict(list), defaultdict(list)
-    for node in model.graph.node:
-        if node.op_type in CHANNEL_AXIS:
-            makers[family[node.output[0]]].append(node)
-            takers[family[node.input[0]]].append(node)
-    fixed = _fixed(model, family)
+    weighted = {layer.node for layer in layers_of(model) if layer.op != "Add"}
+    for index in sorted(weighted):
+        node = model.graph.node[index]
+        makers[family[node.output[0]]].append(node)
+        takers[family[node.input[0]]].append(node)
+    fixed = _fixed(model, family, weighted)
     for name in makers.keys() & takers.keys() - fixed:
         made = (stored[node.input[1]].dims[CHANNEL_AXIS[node.op_type]] for node in makers[name])
         factors = _factors(stored, takers[name], min(made), peaks, alpha)
@@ -108,19 +109,23 @@ def _families(model: onnx.ModelProto) -> dict[str, str]:
     return {tensor: root(tensor) for tensor in (*parent, *(value.name for value in model.graph.input))}
 
 
-def _fixed(model: onnx.ModelProto, family: Mapping[str, str]) -> set[str]:
+def _fixed(model: onnx.ModelProto, family: Mapping[str, str], weighted: Collection[int]) -> set[str]:
     """Families whose scale others rely on: the model's ends, constants, operators that are not known to pass factors,
-    grouped convolutions, and layers that share a weight."""
+    grouped convolutions, and layers that share a weight.
+
+    Args:
+        weighted: nodes that are layers with a weight.
+    """
     ends = (*model.graph.input, *model.graph.output, *model.graph.initializer)
     fixed = {family[value.name] for value in ends if value.name in family}
     uses = Counter(name for node in model.graph.node for name in node.input)
-    for node in model.graph.node:
-        weighted = node.op_type in CHANNEL_AXIS
-        plain = weighted and not any(attribute.name == "group" and attribute.i != 1 for attribute in node.attribute)
+    for index, node in enumerate(model.graph.node):
+        layer = index in weighted
+        plain = layer and not any(attribute.name == "group" and attribute.i != 1 for attribute in node.attribute)
         if plain and all(uses[name] == 1 for name in node.input[1:]):
             continue
-        if weighted or node.op_type not in (*_UNARY, "Add"):
-            data = node.input[:1] if weighted else node.input
+        if layer or node.op_type not in (*_UNARY, "Add"):
+            data = node.input[:1] if layer else node.input
             fixed.update(family[tensor] for tensor in (*data, *node.output))
     return fixed
 

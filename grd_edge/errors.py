@@ -16,6 +16,7 @@ GrdError
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 
 
 class GrdError(Exception):
@@ -69,6 +70,13 @@ class CheckFailedError(GrdError):
 def one_line(error: Exception) -> str:
     """What another library says, on one line."""
     return " ".join(str(error).split())
+
+
+def failure_of(what: str, failed: Mapping[str, GrdError]) -> InputError:
+    """One error of several errors by the name of what each is of, with the largest exit code."""
+    summary = InputError(f"{what}: {'; '.join(f'{name}: {error}' for name, error in failed.items())}")
+    summary.exit_code = max(error.exit_code for error in failed.values())
+    return summary
 
 
 def require(module: str, *, extra: str, purpose: str):

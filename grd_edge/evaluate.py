@@ -18,16 +18,18 @@ from grd_edge.bundle import Bundle, read_bundle
 from grd_edge.data.dataset import Sample, distinct_products, refuse_seen
 from grd_edge.engine.against import Backend, check_precision, reference_inspector
 from grd_edge.errors import BundleError, InputError
+from grd_edge.heads import RECONSTRUCTION
 from grd_edge.metrics import (
     auroc,
     average_precision,
     balanced_accuracy,
     bootstrap_interval,
+    interval_of,
     paired_bootstrap,
     rate_interval,
 )
 from grd_edge.parity import Comparison, ReconstructionErrors, Refit, parity_of, refitted
-from grd_edge.pixel_metrics import AUPRO_RESAMPLES
+from grd_edge.pixel_metrics import PIXEL_RESAMPLES, pixel_bootstrap_values
 from grd_edge.products import ProductRule
 from grd_edge.scored import FrameInspector, OnFrame, OnImages, Scored, scored_from_samples, scored_together
 from grd_edge.shipped import (
@@ -82,9 +84,10 @@ def metrics_from_scored(scored: Scored) -> dict[str, Any]:
         notes.append("no defective image has a mask, so there are no pixel metrics")
     elif quality is None:
         notes.append("pixel metrics need defective and good pixels, and heatmaps that were asked for")
+    drawn = pixel_bootstrap_values(scored.pixel_counts) if quality and scored.pixel_counts else {}
+    for name, value in (("pixel_auroc", quality and quality.auroc), ("aupro", quality and quality.aupro)):
+        result |= {name: value, f"{name}_ci95": list(interval_of(drawn[name])) if name in drawn else None}
     result |= {
-        "pixel_auroc": quality and quality.auroc,
-        "aupro": quality and quality.aupro,
         "pixel_images": scored.pixel_images,
         "pixel_regions": quality and quality.regions,
         "pixel_error_bound": quality and quality.error_bound,
@@ -164,7 +167,7 @@ def evaluated_bundle(
         against: what runs beside the engine, image by image.
         calibration: good images that thresholds of engine and reference are fitted on, to compare these decisions, too.
         precision: of the engine; None: the one the bundle chose.
-        untrained: report an untrained generator too, where PyTorch is installed.
+        untrained: report an untrained generator too, where the model is one and PyTorch is installed.
         on_frame: with `against`, called as `scored_together` says.
         bar: gives the progress callback of the pass with this name.
 
@@ -180,12 +183,11 @@ def evaluated_bundle(
     with contextlib.ExitStack() as stack:
         inspector, bundle = opened_bundle(path, precision=precision)
         stack.enter_context(inspector)
-        refuse_seen(samples, seen_ids(training_of(bundle)), purpose="metrics")
-        refuse_seen(samples, seen_ids(fit_of(bundle)), purpose="metrics", used="to fit these thresholds")
+        refuse_used(bundle, samples)
         rule, options = ProductRule.of_bundle(bundle), {"pixels": True, "roi": bundle.roi}
         reference = stack.enter_context(reference_inspector(bundle, against)) if against else None
         baseline = comparison = None
-        if untrained:
+        if untrained and bundle.manifest["head"] == RECONSTRUCTION:
             with contextlib.suppress(ImportError):
                 importlib.import_module("torch")
                 baseline = untrained_inspector(bundle)
@@ -198,11 +200,11 @@ def evaluated_bundle(
         else:
             scored = scored_from_samples(inspector, samples, rule=rule, on_progress=bar("engine"), **options)
     result = {"precision": precision, **metrics_from_scored(scored)}
-    result["notes"] += [*_precision_notes(bundle, precision), *_mask_notes(bundle, scored), *unknown_images(bundle)]
+    result["notes"] += [*_precision_notes(bundle, precision), *mask_notes(bundle, scored), *unknown_images(bundle)]
     if comparison:
         result |= comparison.figures
         result["notes"] += comparison.notes
-    if untrained and not baseline:
+    if untrained and not baseline and bundle.manifest["head"] == RECONSTRUCTION:
         result["notes"].append("the untrained baseline needs PyTorch: pip install 'grd-edge[train]'")
     elif baseline:
         undecided = replace(rule, thresholds=())
@@ -222,15 +224,18 @@ def _compared(
     bar: Callable[[str], OnImages],
 ) -> Comparison:
     """Engine and reference on the test images, and with thresholds of their own from the calibration images."""
-    rule, errors = ProductRule.of_bundle(bundle), ReconstructionErrors()
+    rule, rebuilds = ProductRule.of_bundle(bundle), bundle.manifest["head"] == RECONSTRUCTION
+    errors = ReconstructionErrors() if rebuilds else None
 
     def watched(index: int, frame: np.ndarray, inspections: Sequence) -> None:
-        errors.add(*inspections)
+        if errors:
+            errors.add(*inspections)
         if on_frame:
             on_frame(index, frame, inspections)
 
+    shown = {"on_frame": watched, "shows": "x_hat" if rebuilds else "heatmap"}
     engine, reference = scored_together(
-        pair, samples, rule=rule, pixels=True, roi=bundle.roi, on_frame=watched, on_progress=bar("both engines")
+        pair, samples, rule=rule, pixels=True, roi=bundle.roi, **shown, on_progress=bar("both engines")
     )
     notes, refit = [], None
     try:
@@ -238,8 +243,8 @@ def _compared(
     except InputError as error:
         notes.append(f"decisions are not compared after refitting: {error}")
     figures = parity_of(engine, reference, rule=rule, refit=refit, reconstructions=errors)
-    if (figures["aupro_resamples"] or AUPRO_RESAMPLES) < AUPRO_RESAMPLES:
-        notes.append(f"the interval of the AUPRO delta is from {figures['aupro_resamples']} resamples only")
+    if (figures["aupro_resamples"] or PIXEL_RESAMPLES) < PIXEL_RESAMPLES:
+        notes.append(f"the intervals of the pixel deltas are from {figures['aupro_resamples']} resamples only")
     return Comparison(*names, engine, reference, rule, errors, refit, figures, tuple(notes))
 
 
@@ -255,16 +260,31 @@ def _refit(
     Raises:
         InputError: they cannot be fitted; says why.
     """
+    images, alpha = refit_images(bundle, calibration)
+    both = scored_together(pair, images, rule=rule, on_progress=bar("calibration"))
+    return refitted(*both, rule, alpha=alpha)
+
+
+def refit_images(bundle: Bundle, calibration: Sequence[Sample]) -> tuple[list[Sample], float]:
+    """The images that thresholds can be fitted on again as the bundle's own were, and the alpha of that fit.
+
+    Raises:
+        InputError: there are none; says why.
+    """
     fit = fit_of(bundle)
     if fit.get("method") == "labelled":
         raise InputError("the thresholds were fitted on labelled images, which a calibration split does not hold")
     if not calibration:
         raise InputError("the data has no calibration images")
     refuse_seen(calibration, seen_ids(training_of(bundle)), purpose="thresholds")
-    images, _ = distinct_products(calibration)
-    both = scored_together(pair, images, rule=rule, on_progress=bar("calibration"))
     alpha = fit.get("alpha")
-    return refitted(*both, rule, alpha=alpha if isinstance(alpha, float) else ALPHA)
+    return distinct_products(calibration)[0], alpha if isinstance(alpha, float) else ALPHA
+
+
+def refuse_used(bundle: Bundle, samples: Sequence[Sample]) -> None:
+    """Raises InputError when a sample was used to make a bundle's model, or to fit its thresholds."""
+    refuse_seen(samples, seen_ids(training_of(bundle)), purpose="metrics")
+    refuse_seen(samples, seen_ids(fit_of(bundle)), purpose="metrics", used="to fit these thresholds")
 
 
 def _precision_notes(bundle: Bundle, precision: str | None) -> list[str]:
@@ -276,7 +296,7 @@ def _precision_notes(bundle: Bundle, precision: str | None) -> list[str]:
     return [f"the thresholds were fitted on scores of the {fitted} engine, and these are of the {precision} one"]
 
 
-def _mask_notes(bundle: Bundle, scored: Scored) -> list[str]:
+def mask_notes(bundle: Bundle, scored: Scored) -> list[str]:
     """Where images were measured under another mask of interest than the line's, or than that of the thresholds."""
     notes = []
     if scored.other_masks:
@@ -314,6 +334,10 @@ def untrained_inspector(bundle: Bundle) -> FrameInspector:
     from grd_edge.engine.torch import TorchInspector
     from grd_edge.train import untrained_checkpoint
 
+    if bundle.manifest["head"] != RECONSTRUCTION:
+        raise BundleError(
+            f"{bundle.path} holds no generator, and only that has an untrained baseline; use --no-untrained"
+        )
     config = bundle.manifest["provenance"].get("config")
     if not isinstance(config, dict):
         raise BundleError(

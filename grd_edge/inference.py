@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from grd_edge.data.images import image_files, listing, read_image, read_mask
+from grd_edge.bundle import Bundle
+from grd_edge.data.images import read_image, read_mask
 from grd_edge.errors import EngineError, InputError
 from grd_edge.files import sha256_hex
+from grd_edge.grouping import Groups
 from grd_edge.products import ProductRule
 from grd_edge.results import Format, ResultFile, path_text
 from grd_edge.runtime import Inspection, Inspector
@@ -70,26 +70,24 @@ class InferOptions:
     precision: str | None = None
 
 
-def images_of(paths: Sequence[Path], *, recursive: bool = False) -> list[Path]:
-    """Image files, and those in folders, sorted by name within a folder.
-
-    Raises:
-        InputError: a folder is missing, unreadable or holds no image.
-    """
-    files = []
-    for path in paths:
-        if not path.is_dir():
-            files.append(path)
-        elif recursive:
-            files += _below(path) or image_files(path)
-        else:
-            files += image_files(path)
-    return files
+NO_THRESHOLDS = "this bundle has no thresholds yet, so nothing is decided; run: grd-edge recalibrate"
 
 
-def _below(folder: Path) -> list[Path]:
-    files, folders = listing(folder)
-    return files + [file for inner in folders for file in _below(inner)]
+def few_patches(name: str | Path, patches: int, rule: ProductRule) -> str:
+    """What a user is told of an image that can decide nothing by itself."""
+    return (
+        f"{name} has {patches} patches, fewer than the k of {rule.k}, so it is undecided; "
+        "name the images of a product with --product-by, or recalibrate with a smaller k"
+    )
+
+
+def check_masks(bundle: Bundle, or_else: str = "") -> None:
+    """Raises InputError when thresholds were fitted under masks of interest that the bundle does not hold."""
+    if fit_of(bundle).get("roi") == PER_IMAGE:
+        raise InputError(
+            f"the thresholds of {bundle.path} were fitted under a mask of interest per image, which the bundle does "
+            f"not hold; {or_else}fit new thresholds with: grd-edge recalibrate"
+        )
 
 
 def inspected_images(
@@ -111,19 +109,16 @@ def inspected_images(
     with ExitStack() as stack:
         inspector, bundle = opened_bundle(path, threads=options.threads, precision=options.precision)
         stack.enter_context(inspector)
-        if options.roi is None and fit_of(bundle).get("roi") == PER_IMAGE:
-            raise InputError(
-                f"the thresholds of {path} were fitted under a mask of interest per image, which the bundle does not "
-                "hold; give the mask of these images with --roi, or fit new thresholds with: grd-edge recalibrate"
-            )
-        rule, geometry = ProductRule.of_bundle(bundle), bundle.manifest["geometry"]
+        if options.roi is None:
+            check_masks(bundle, "give the mask of these images with --roi, or ")
+        rule, patch_px = ProductRule.of_bundle(bundle), (bundle.grid.patch_h, bundle.grid.patch_w)
         seal = (bundle.decision or bundle.manifest)["seal"][:12]
-        groups = _Groups(files, options, rule)
+        groups = _Completing(files, options, rule)
         masks: dict[tuple[int, int], np.ndarray] = {}
-        outputs = _outputs(options, stack, on_note)
+        outputs = result_files(options.output, options.formats, COLUMNS, stack, on_note)
         told = False
         if not bundle.decision:
-            on_note("this bundle has no thresholds yet, so nothing is decided; run: grd-edge recalibrate")
+            on_note(NO_THRESHOLDS)
         for index, file in enumerate(files):
             row = {**dict.fromkeys(COLUMNS), "level": "image", "name": path_text(file), **groups.names(index)}
             inspection = None
@@ -137,12 +132,11 @@ def inspected_images(
                 row |= _described(inspection, rule)
                 if bundle.decision and inspection.decision == "undecided" and not (options.product_by or told):
                     told = True
-                    on_note(
-                        f"{file} has {len(inspection.phi)} patches, fewer than the k of {rule.k}, so it is undecided; "
-                        "name the images of a product with --product-by, or recalibrate with a smaller k"
-                    )
+                    on_note(few_patches(file, len(inspection.phi), rule))
                 if options.heatmaps:
-                    row["heatmap"] = _picture(frame, inspection, file, options, rule, geometry)
+                    row["heatmap"] = picture(
+                        options.output, frame, inspection, file, rule, patch_px, options.heatmap_top
+                    )
             for each in (row, *groups.completed(index, inspection)):
                 each["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
                 each["seal"] = seal
@@ -151,10 +145,21 @@ def inspected_images(
                 yield each
 
 
-def _outputs(options: InferOptions, stack: ExitStack, on_note: Callable[[str], None]) -> list[ResultFile]:
+def result_files(
+    folder: Path | None,
+    formats: Sequence[Format],
+    columns: Sequence[str],
+    stack: ExitStack,
+    on_note: Callable[[str], None],
+) -> list[ResultFile]:
+    """The files of results in a folder, which `stack` closes; none without a folder.
+
+    Raises:
+        InputError: one cannot be written, or holds other columns.
+    """
     outputs = []
-    for kind in options.formats if options.output else ():
-        output = stack.enter_context(ResultFile(options.output / f"results.{kind}", COLUMNS, kind))
+    for kind in formats if folder else ():
+        output = stack.enter_context(ResultFile(folder / f"results.{kind}", columns, kind))
         if output.removed:
             on_note(
                 f"the last line of {output.path} had been cut short by an earlier stop and was removed: "
@@ -176,21 +181,33 @@ def _inspect(
 
 
 def _described(inspection: Inspection, rule: ProductRule) -> dict[str, Any]:
-    highest = int(np.argmax(np.nan_to_num(rule.deciding(inspection), nan=np.inf)))
-    several = len(inspection.region_names) > 1
     return {
         "decision": inspection.decision,
         "score": inspection.score,
         "threshold": inspection.threshold,
         "patches": len(inspection.phi),
         "defective_patches": int(inspection.defective.sum()),
-        "region": inspection.region_names[inspection.regions[highest]] if several else None,
+        "region": highest_region(inspection, rule),
         "total_ms": round(inspection.times_ms["total"], 3),
     }
 
 
-def _picture(
-    frame: np.ndarray, inspection: Inspection, file: Path, options: InferOptions, rule: ProductRule, geometry: dict
+def highest_region(inspection: Inspection, rule: ProductRule) -> str | None:
+    """Region of the highest patch, where there are several."""
+    if len(inspection.region_names) == 1:
+        return None
+    highest = int(np.argmax(np.nan_to_num(rule.deciding(inspection), nan=np.inf)))
+    return inspection.region_names[inspection.regions[highest]]
+
+
+def picture(
+    output: Path,
+    frame: np.ndarray,
+    inspection: Inspection,
+    file: Path,
+    rule: ProductRule,
+    patch_px: tuple[int, int],
+    top: float | None = None,
 ) -> str:
     """Name of the picture, written below the output folder. Images of the same name in other folders have others."""
     from grd_edge.report.overlay import HEATMAP_TOP, write_overlay
@@ -198,46 +215,26 @@ def _picture(
     digits = sha256_hex(os.fsencode(os.path.abspath(file)))[:8]
     name = f"{HEATMAPS}/{file.stem[:80]}-{digits}.png"
     write_overlay(
-        options.output / name,
+        output / name,
         frame,
         inspection,
         name=path_text(file),
-        patch_px=(geometry["patch_h"], geometry["patch_w"]),
+        patch_px=patch_px,
         deciding=rule.deciding(inspection),
-        top=options.heatmap_top or HEATMAP_TOP,
+        top=top or HEATMAP_TOP,
     )
     return name
 
 
-class _Groups:
-    """Which images make a product and which products, or images, make a run; known before the first is inspected.
-
-    Raises:
-        InputError: a pattern that cannot be used, or does not fit a path.
-    """
+class _Completing(Groups):
+    """Products and runs, decided when their last image was inspected."""
 
     def __init__(self, files: Sequence[Path], options: InferOptions, rule: ProductRule) -> None:
+        super().__init__(files, options.product_by, options.run_by)
         self.rule = rule
-        self.by_product = options.product_by is not None
-        products = _named(files, options.product_by, "--product-by")
-        runs = _named(files, options.run_by, "--run-by")
-        self.product_of = products or [str(index) for index in range(len(files))]
-        self.run_of: dict[str, str] = {}
-        for index, product in enumerate(self.product_of) if runs else ():
-            if self.run_of.setdefault(product, runs[index]) != runs[index]:
-                raise InputError(
-                    f"the images of product {product!r} belong to the runs {self.run_of[product]!r} and "
-                    f"{runs[index]!r}; choose --product-by and --run-by so that a product lies in one run"
-                )
-        self.left = Counter(self.product_of)
-        self.left_in_run = Counter(self.run_of.values())
+        self.left, self.left_in_run = self.frames.copy(), self.products.copy()
         self.seen: dict[str, list[Inspection | None]] = {}
         self.decided: dict[str, list[str]] = {}
-
-    def names(self, index: int) -> dict[str, str | None]:
-        """`product` and `run` of an image."""
-        product = self.product_of[index]
-        return {"product": product if self.by_product else None, "run": self.run_of.get(product)}
 
     def completed(self, index: int, inspection: Inspection | None) -> Iterator[dict[str, Any]]:
         """Rows of the product, and of the run, whose last image this is."""
@@ -268,24 +265,3 @@ class _Groups:
         self.left_in_run[run] -= 1
         if not self.left_in_run[run]:
             yield {**row, "level": "run", "name": run, "decision": self.rule.run(self.decided.pop(run)), "run": run}
-
-
-def _named(files: Sequence[Path], pattern: str | None, option: str) -> list[str]:
-    """Name of each file by the first group of a pattern; [] without one."""
-    if pattern is None:
-        return []
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"{option} {pattern!r} is no regular expression ({error}); correct it") from error
-    if not compiled.groups:
-        raise InputError(
-            f"{option} {pattern!r} has no group; put what names it in parentheses, such as '(part[0-9]+)_'"
-        )
-    names = []
-    for file in files:
-        match = compiled.search(str(file))
-        if match is None or not match[1]:
-            raise InputError(f"{option} {pattern!r} finds no name in {file}; change it so that it fits every path")
-        names.append(path_text(match[1]))
-    return names

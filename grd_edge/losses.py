@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from grd_edge.config import LossConfig
+from grd_edge.config import ImitationConfig, LossConfig
 from grd_edge.data.perturb import Perturbed
 from grd_edge.models.generator import GeneratorOutput
 from grd_edge.score import ssim_distance_map
@@ -52,6 +52,42 @@ def discriminator_loss(logits: torch.Tensor, logits_hat: torch.Tensor) -> torch.
     return 0.5 * (real + fake)
 
 
+def focal_loss(
+    logits: torch.Tensor, target: torch.Tensor, gamma: float = 2.0, alpha: float | None = None
+) -> torch.Tensor:
+    """L_seg: mean over all elements of -alpha_t (1 - p_t)^gamma log p_t, with p_t the probability of the true class.
+
+    Of two classes with a logit each, as under a softmax, `logits` is that of the positive class less the other.
+
+    Args:
+        logits, target: of one shape; the target is 0 or 1.
+        gamma: at least 1, so that gradients stay finite; 0 would be the cross-entropy.
+        alpha: weight of the positive class in [0, 1], the other has 1 - alpha; None: 1 for both.
+
+    Source: Lin et al., arXiv 1708.02002, section 3.
+    """
+    signed = torch.where(target > 0, logits, -logits)
+    loss = torch.sigmoid(-signed) ** gamma * F.softplus(-signed)
+    if alpha is not None:
+        loss = loss * torch.where(target > 0, alpha, 1 - alpha)
+    return loss.mean()
+
+
+def segmentation_loss(logits: torch.Tensor, mask: torch.Tensor, roi: torch.Tensor | None) -> torch.Tensor:
+    """FL(Delta(X_n, X^) ROI, M ROI): mean of the focal loss with gamma 2 and alpha 0.25.
+
+    Outside the region of interest probability and truth are 0: the loss is 0 there, and so is its gradient.
+
+    Args:
+        logits: of Delta, (N, 1, H, W).
+        mask: M, (N, 1, H, W), 0 or 1.
+        roi: (N, 1, H, W), 0 or 1; None: everything is of interest.
+    """
+    if roi is not None:
+        logits, mask = logits.masked_fill(roi == 0, -torch.inf), mask * roi
+    return focal_loss(logits, mask, alpha=0.25)
+
+
 def reconstruction_terms(
     x: torch.Tensor, perturbed: Perturbed, x_hat: torch.Tensor, config: LossConfig
 ) -> dict[str, torch.Tensor]:
@@ -63,6 +99,26 @@ def reconstruction_terms(
     }
 
 
+def imitation_terms(
+    x: torch.Tensor,
+    perturbed: Perturbed,
+    x_hat: torch.Tensor,
+    target: torch.Tensor,
+    weights: ImitationConfig,
+    config: LossConfig,
+) -> dict[str, torch.Tensor]:
+    """The terms by which x_hat follows `target`, the teacher's reconstruction of X_n, by name and unweighted; but for
+    the distillation itself those of weight 0 are left out."""
+    terms = {"distillation": contextual_loss(target, x_hat, config)}
+    if weights.score:
+        noisy = perturbed.x_noisy
+        of_target, of_student = (ssim_distance_map(noisy, each).mean((1, 2, 3)) for each in (target, x_hat))
+        terms["score"] = (of_student - of_target).abs().mean()
+    if weights.reconstruction:
+        terms["reconstruction"] = weighted_sum(reconstruction_terms(x, perturbed, x_hat, config), config)
+    return terms
+
+
 def auxiliary_terms(
     out: GeneratorOutput, features: torch.Tensor, features_hat: torch.Tensor
 ) -> dict[str, torch.Tensor]:
@@ -70,6 +126,8 @@ def auxiliary_terms(
     return {"adversarial": adversarial_loss(features, features_hat), "encoder": encoder_loss(out.z, out.z_hat)}
 
 
-def weighted_sum(terms: dict[str, torch.Tensor], config: LossConfig, scale: float = 1.0) -> torch.Tensor:
-    """Sum of terms by their weights w1 to w4, times `scale`."""
+def weighted_sum(
+    terms: dict[str, torch.Tensor], config: LossConfig | ImitationConfig, scale: float = 1.0
+) -> torch.Tensor:
+    """Sum of terms by their weights, such as w1 to w4, times `scale`."""
     return scale * sum(getattr(config, name) * value for name, value in terms.items())

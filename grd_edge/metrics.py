@@ -126,10 +126,31 @@ def bootstrap_interval(
     Raises:
         InputError: as `auroc`, or n or level out of range.
     """
+    return interval_of(bootstrap_values(metric, scores, labels, n, seed), level)
+
+
+def bootstrap_values(
+    metric: Metric, scores: np.ndarray, labels: np.ndarray, n: int = 2000, seed: int = 0
+) -> np.ndarray:
+    """(n,) float64, the metric on each resample of `bootstrap_interval`; two models' are paired where m and labels are.
+
+    Raises:
+        InputError: as `auroc`, or n out of range.
+    """
     scores = np.asarray(scores)
     _, positive = _checked(scores, labels, "a bootstrap interval")
     value = _on_draws(metric, scores, positive)
-    return _percentiles([value(*draw) for draw in _draws(positive, n, seed)], level)
+    return np.array([value(*draw) for draw in resamples(positive, n, seed)])
+
+
+def interval_of(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval (low, high) from the values of resamples.
+
+    Raises:
+        InputError: level out of range.
+    """
+    low, high = np.quantile(values, [(1 - _level(level)) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def paired_bootstrap(
@@ -154,15 +175,19 @@ def paired_bootstrap(
     Raises:
         InputError: as `bootstrap_interval`.
     """
-    scores_a, scores_b = np.asarray(scores_a), np.asarray(scores_b)
-    _checked(scores_b, labels, "a paired bootstrap")
-    _, positive = _checked(scores_a, labels, "a paired bootstrap")
-    a, b = _on_draws(metric, scores_a, positive), _on_draws(metric, scores_b, positive)
-    return _percentiles([a(*draw) - b(*draw) for draw in _draws(positive, n, seed)], level)
+    a, b = (bootstrap_values(metric, scores, labels, n, seed) for scores in (scores_a, scores_b))
+    return interval_of(a - b, level)
 
 
-def _draws(positive: np.ndarray, n: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """n resamples: places among the defective and among the good samples, drawn with replacement."""
+def resamples(positive: np.ndarray, n: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """n resamples: places among the defective and among the good samples, drawn with replacement.
+
+    Args:
+        positive: (m,) bool, True = defective.
+
+    Raises:
+        InputError: n out of range.
+    """
     if n < 1:
         raise InputError(f"a bootstrap of {n} resamples was asked for; expected at least 1, better 2000")
     rng = np.random.default_rng(seed)
@@ -172,7 +197,7 @@ def _draws(positive: np.ndarray, n: int, seed: int) -> Iterator[tuple[np.ndarray
 
 
 def _on_draws(metric: Metric, scores: np.ndarray, positive: np.ndarray) -> Callable[[np.ndarray, np.ndarray], float]:
-    """The metric as a function of a resample of `_draws`."""
+    """The metric as a function of a resample of `resamples`."""
     of_counts = {auroc: auroc_of_counts, average_precision: _average_precision_of_counts}.get(metric)
     if of_counts is None:
         defective, good = np.flatnonzero(positive), np.flatnonzero(~positive)
@@ -185,11 +210,6 @@ def _on_draws(metric: Metric, scores: np.ndarray, positive: np.ndarray) -> Calla
     places, m = _places(scores)
     defective, good = places[positive], places[~positive]
     return lambda a, b: of_counts(np.bincount(defective[a], minlength=m), np.bincount(good[b], minlength=m))
-
-
-def _percentiles(drawn: list[float], level: float) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [(1 - _level(level)) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def _level(level: float) -> float:

@@ -17,8 +17,8 @@ from scipy import stats
 
 from grd_edge.decide import patch_decisions
 from grd_edge.errors import InputError
-from grd_edge.metrics import Metric, auroc, average_precision, paired_bootstrap
-from grd_edge.pixel_metrics import aupro_resamples, paired_aupro_bootstrap
+from grd_edge.metrics import Metric, auroc, average_precision, balanced_accuracy, paired_bootstrap
+from grd_edge.pixel_metrics import paired_pixel_intervals, pixel_resamples
 from grd_edge.products import ProductRule
 from grd_edge.runtime import Inspection
 from grd_edge.scored import Scored
@@ -187,7 +187,7 @@ class Comparison:
         engine_name, reference_name: what a reader is told they are.
         engine, reference: what they said of the same images.
         rule: by which both decided.
-        reconstructions: how these differ.
+        reconstructions: how these differ; None where the networks give none.
         refit: thresholds of both on calibration images; None where they could not be fitted, which `notes` explain.
         figures: of `parity_of`.
     """
@@ -197,7 +197,7 @@ class Comparison:
     engine: Scored
     reference: Scored
     rule: ProductRule
-    reconstructions: ReconstructionErrors
+    reconstructions: ReconstructionErrors | None
     refit: Refit | None
     figures: dict[str, Any]
     notes: tuple[str, ...] = ()
@@ -210,16 +210,22 @@ def refitted(engine: Scored, reference: Scored, rule: ProductRule, *, alpha: flo
         InputError: as `fit_good_only`, or a region that no calibration image has a patch in.
     """
 
-    def fit(scored: Scored) -> ThresholdFit:
-        regions = _by_product(scored, lambda inspection: inspection.regions)
-        found = fit_good_only(_by_product(scored, rule.deciding), alpha=alpha, k=rule.k, regions=regions)
-        if rule.thresholds and len(found.thresholds) != len(rule.thresholds):
-            raise InputError(
-                f"the calibration images have patches in {len(found.thresholds)} of {len(rule.thresholds)} regions"
-            )
-        return found
+    return Refit(*(thresholds_of(scored, rule, alpha=alpha) for scored in (engine, reference)))
 
-    return Refit(fit(engine), fit(reference))
+
+def thresholds_of(scored: Scored, rule: ProductRule, *, alpha: float = 0.01) -> ThresholdFit:
+    """Thresholds of one engine on its scores of calibration images, as `refitted` fits them.
+
+    Raises:
+        InputError: as `refitted`.
+    """
+    regions = _by_product(scored, lambda inspection: inspection.regions)
+    found = fit_good_only(_by_product(scored, rule.deciding), alpha=alpha, k=rule.k, regions=regions)
+    if rule.thresholds and len(found.thresholds) != len(rule.thresholds):
+        raise InputError(
+            f"the calibration images have patches in {len(found.thresholds)} of {len(rule.thresholds)} regions"
+        )
+    return found
 
 
 def decided_patches(scored: Scored, rule: ProductRule, thresholds: Sequence[float]) -> list[np.ndarray]:
@@ -271,7 +277,10 @@ def parity_of(
     result |= metric_delta("ap", average_precision, *scores, labels, resamples)
     if len(engine.labels) < len(labels):
         result |= metric_delta("product_auroc", auroc, engine.scores, reference.scores, engine.labels, resamples)
-    result |= _aupro_delta(engine, reference)
+    if rule.thresholds:
+        decided = (engine.rejected, reference.rejected)
+        result |= metric_delta("balanced_accuracy", balanced_accuracy, *decided, engine.labels, resamples)
+    result |= _pixel_deltas(engine, reference)
 
     shipped = [[each.defective for each in scored.inspections] for scored in (engine, reference)]
     flips = {"shipped": _flips(engine, *shipped, rule.k) if rule.thresholds else None, "refit": None}
@@ -294,15 +303,18 @@ def _flips(scored: Scored, ours: list[np.ndarray], theirs: list[np.ndarray], k: 
     return {"patch": flips_of(np.concatenate(ours), np.concatenate(theirs)), "product": flips_of(*products)}
 
 
-def _aupro_delta(engine: Scored, reference: Scored) -> dict[str, Any]:
-    """As `metric_delta`, of the heatmaps; None where they were not measured."""
-    names = ("aupro_reference", "aupro_delta", "aupro_delta_ci95", "aupro_resamples")
-    if not (engine.quality and reference.quality and engine.pixel_counts and reference.pixel_counts):
-        return dict.fromkeys(names)
-    ours, theirs = engine.quality.aupro, reference.quality.aupro
-    interval = paired_aupro_bootstrap(engine.pixel_counts, reference.pixel_counts)
-    resamples = aupro_resamples(len(engine.pixel_counts.defective)) if interval else None
-    return dict(zip(names, (theirs, ours - theirs, interval and list(interval), resamples), strict=True))
+def _pixel_deltas(engine: Scored, reference: Scored) -> dict[str, Any]:
+    """As `metric_delta`, of the heatmaps, each metric; None where they were not measured."""
+    counted = engine.quality and reference.quality and engine.pixel_counts and reference.pixel_counts
+    intervals = paired_pixel_intervals(engine.pixel_counts, reference.pixel_counts) if counted else {}
+    result: dict[str, Any] = {}
+    for name, metric in (("pixel_auroc", "auroc"), ("aupro", "aupro")):
+        values = [getattr(each.quality, metric) for each in (engine, reference)] if counted else None
+        result[f"{name}_reference"] = values and values[1]
+        result[f"{name}_delta"] = values and values[0] - values[1]
+        result[f"{name}_delta_ci95"] = list(intervals[name]) if name in intervals else None
+    result["aupro_resamples"] = pixel_resamples(len(engine.pixel_counts.defective)) if intervals else None
+    return result
 
 
 def _check_same(engine: Scored, reference: Scored) -> None:

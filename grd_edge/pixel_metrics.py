@@ -6,17 +6,18 @@ of Computer Vision 129 (2021), 1038-1059, section 5.1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from grd_edge.errors import InputError, require
-from grd_edge.metrics import auroc_of_counts, paired_bootstrap
+from grd_edge.metrics import auroc_of_counts, interval_of, resamples
 
 AUPRO_LIMIT = 0.3
 EXACT_PIXELS = 1 << 25
-AUPRO_RESAMPLES = 1000
+PIXEL_RESAMPLES = 1000
 _RESAMPLED_IMAGES = 1_000_000  # images of all resamples together; from 200 resamples on
+_CURVE_POINTS = 254
 _DROPPED_BITS = 8  # beyond EXACT_PIXELS: values that agree in all but the last 8 bits of their float32 count as tied
 # Values as they are counted image by image: 64 to an octave from 2^-16 to 1, what lies outside in the first and last.
 _BINS, _BIN_SHIFT, _FIRST_BIN = 1024, 17, 0x37800000 >> 17
@@ -24,25 +25,33 @@ _BINS, _BIN_SHIFT, _FIRST_BIN = 1024, 17, 0x37800000 >> 17
 
 @dataclass(frozen=True)
 class PixelQuality:
-    """Pixel AUROC and AUPRO, both in [0, 1]; each is off by at most `error_bound`, which is 0 when it is exact."""
+    """Pixel AUROC and AUPRO, both in [0, 1]; each is off by at most `error_bound`, which is 0 when it is exact.
+
+    Attributes:
+        roc, pro: (points, 2) float64, at most 256 points of both curves, each (false positive rate, height).
+    """
 
     auroc: float
     aupro: float
     regions: int
     error_bound: float
+    roc: np.ndarray = field(compare=False, repr=False)
+    pro: np.ndarray = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """Heatmap values image by image, in 1024 classes: enough for AUPRO of resampled images.
+    """Heatmap values image by image, in 1024 classes: enough for pixel AUROC and AUPRO of resampled images.
 
     Attributes:
         good: (N, 1024) float32, good pixels of each image by value, ascending.
+        found: (N, 1024) float32, its defective pixels.
         gained: (N, 1024) float32, shares of its regions.
         defective: (N,) bool, whether it has a region.
     """
 
     good: np.ndarray
+    found: np.ndarray
     gained: np.ndarray
     defective: np.ndarray
 
@@ -56,7 +65,7 @@ class PixelScores:
 
     def __init__(self, exact_pixels: int = EXACT_PIXELS, *, per_image: bool = False) -> None:
         self.exact_pixels, self.per_image = exact_pixels, per_image
-        self._images: list[tuple[np.ndarray, np.ndarray]] = []
+        self._images: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.pixels = self.regions = 0
         self._good: list[np.ndarray] = []
         self._defective: list[np.ndarray] = []
@@ -91,7 +100,7 @@ class PixelScores:
         good = ~mask if roi is None else roi & ~mask
         self._good.append(keys[good])
         self.pixels += len(self._good[-1])
-        gained = np.zeros(_BINS, np.float32)
+        found = gained = np.zeros(_BINS, np.float32)
         if defective.any():
             cv2 = require("cv2", extra="images", purpose="to find the regions of a mask")
             count, labels = cv2.connectedComponents(defective.view(np.uint8), connectivity=8)
@@ -101,9 +110,9 @@ class PixelScores:
             self.pixels += len(labels)
             self.regions += count - 1
             if self.per_image:
-                gained = _binned(self._defective[-1], self._shares[-1])
+                found, gained = (_binned(self._defective[-1], weights) for weights in (None, self._shares[-1]))
         if self.per_image:
-            self._images.append((_binned(self._good[-1]), gained))
+            self._images.append((_binned(self._good[-1]), found, gained))
         if self._tables or self.pixels > self.exact_pixels:
             self._count()
 
@@ -122,14 +131,16 @@ class PixelScores:
             aupro=area_under_curve(good, share, AUPRO_LIMIT) / AUPRO_LIMIT,
             regions=self.regions,
             error_bound=max(error, error_pro),
+            roc=_thinned(*_curve(good, defective)),
+            pro=_thinned(*_curve(good, share)),
         )
 
     def counts(self) -> ImageCounts | None:
         """What was added image by image; None where it was not asked for."""
         if not self._images:
             return None
-        good, gained = (np.stack(arrays) for arrays in zip(*self._images, strict=True))
-        return ImageCounts(good, gained, gained.any(axis=1))
+        good, found, gained = (np.stack(arrays) for arrays in zip(*self._images, strict=True))
+        return ImageCounts(good, found, gained, gained.any(axis=1))
 
     def _count(self) -> None:
         """Moves what is kept into the tables."""
@@ -171,38 +182,53 @@ def _binned(keys: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     return np.bincount(places.clip(0, _BINS - 1), weights, minlength=_BINS).astype(np.float32)
 
 
-def paired_aupro_bootstrap(
-    a: ImageCounts, b: ImageCounts, *, n: int | None = None, seed: int = 0
-) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of AUPRO(a) - AUPRO(b) on the same images, resampled together.
+def pixel_bootstrap_values(counts: ImageCounts, *, n: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:
+    """`pixel_auroc` and `aupro` on resampled images, (n,) float64 each; two engines' are paired on the same images.
 
-    Images with regions and images without are resampled separately. The curve goes straight through each class of
-    values, which moves a difference by far less than the interval is wide.
+    Images with regions and images without are resampled separately. The curves go straight through each class of
+    values, which moves a difference by far less than its interval is wide.
 
     Args:
-        n: resamples; None: 1000, fewer (but 200) where that is more than a million images.
+        n: resamples; None: those of `pixel_resamples`.
 
     Returns:
-        (low, high); None without an image of both kinds.
+        Empty without an image of both kinds.
     """
-    images = len(a.defective)
-    if a.defective.all() or not a.defective.any():
-        return None
+    images, defective = len(counts.defective), np.flatnonzero(counts.defective)
+    if len(defective) in (0, images):
+        return {}
+    rest = np.flatnonzero(~counts.defective)
+    times = np.stack(
+        [
+            np.bincount(np.concatenate([defective[a], rest[b]]), minlength=images).astype(np.float32)
+            for a, b in resamples(counts.defective, n or pixel_resamples(images), seed)
+        ]
+    )
+    good, found, gained = ((times @ each).astype(np.float64) for each in (counts.good, counts.found, counts.gained))
+    return {
+        "pixel_auroc": np.array([auroc_of_counts(a, b) for a, b in zip(_whole(found), _whole(good), strict=True)]),
+        "aupro": np.array(
+            [area_under_curve(a, b, AUPRO_LIMIT) / AUPRO_LIMIT for a, b in zip(good, gained, strict=True)]
+        ),
+    }
 
-    def aupro(rows: np.ndarray, _: np.ndarray) -> float:
-        # The rows of b follow those of a.
-        counts = b if rows[0] >= images else a
-        times = np.bincount(rows % images, minlength=images).astype(np.float32)
-        good, gained = (times @ counts.good).astype(np.float64), (times @ counts.gained).astype(np.float64)
-        return area_under_curve(good, gained, AUPRO_LIMIT) / AUPRO_LIMIT
 
-    rows = np.arange(images)
-    return paired_bootstrap(aupro, rows, rows + images, a.defective, n=n or aupro_resamples(images), seed=seed)
+def _whole(counts: np.ndarray) -> np.ndarray:
+    return counts.round().astype(np.int64)
 
 
-def aupro_resamples(images: int) -> int:
-    """Resamples of `paired_aupro_bootstrap` for so many images."""
-    return min(AUPRO_RESAMPLES, max(200, _RESAMPLED_IMAGES // images))
+def paired_pixel_intervals(
+    a: ImageCounts, b: ImageCounts, *, n: int | None = None, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile bootstrap intervals (low, high) of `pixel_auroc` and `aupro` of a less those of b, on the same
+    images; arguments and what is left out as of `pixel_bootstrap_values`."""
+    ours, theirs = (pixel_bootstrap_values(each, n=n, seed=seed) for each in (a, b))
+    return {name: interval_of(ours[name] - theirs[name]) for name in ours}
+
+
+def pixel_resamples(images: int) -> int:
+    """Resamples of `pixel_bootstrap_values`: 1000, fewer (but 200) where that is more than a million images."""
+    return min(PIXEL_RESAMPLES, max(200, _RESAMPLED_IMAGES // images))
 
 
 def area_under_curve(good: np.ndarray, gained: np.ndarray, limit: float = 1.0) -> float:
@@ -213,14 +239,28 @@ def area_under_curve(good: np.ndarray, gained: np.ndarray, limit: float = 1.0) -
         gained: (m,) what is gained there (pixels, or shares of regions); not all 0.
         limit: of the false positive rate, in (0, 1].
     """
-    fpr = np.concatenate([[0.0], np.cumsum(good[::-1]) / good.sum()])
-    height = np.concatenate([[0.0], np.cumsum(gained[::-1])])
-    height /= height[-1]
+    fpr, height = _curve(good, gained)
     last = int(np.searchsorted(fpr, limit))  # the first point at or beyond the limit
     part = (limit - fpr[last - 1]) / (fpr[last] - fpr[last - 1])
     x = np.append(fpr[:last], limit)
     y = np.append(height[:last], height[last - 1] + part * (height[last] - height[last - 1]))
     return float(np.sum(np.diff(x) * (y[1:] + y[:-1])) / 2)
+
+
+def _curve(good: np.ndarray, gained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """False positive rate and share gained, from (0, 0) to (1, 1); arguments as of `area_under_curve`."""
+    fpr = np.concatenate([[0.0], np.cumsum(good[::-1]) / good.sum()])
+    height = np.concatenate([[0.0], np.cumsum(gained[::-1])])
+    height /= height[-1]
+    return fpr, height
+
+
+def _thinned(fpr: np.ndarray, height: np.ndarray) -> np.ndarray:
+    """Points of a curve evenly spread along it, its ends among them."""
+    # Both rise from 0 to 1, so their sum is the way gone along the curve.
+    places = np.searchsorted(fpr + height, np.linspace(0, 2, _CURVE_POINTS)).clip(0, len(fpr) - 1)
+    places = np.unique(np.append(places, [0, len(fpr) - 1]))
+    return np.stack([fpr[places], height[places]], axis=1)
 
 
 def _tied_area(good: np.ndarray, gained: np.ndarray) -> float:

@@ -16,28 +16,30 @@ import numpy as np
 import onnx
 import torch
 
-from grd_edge.calibrate import ranges_from_checkpoint
+from grd_edge.calibrate import ranges_from_images
 from grd_edge.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from grd_edge.config import Config, overlaid_config
 from grd_edge.data.check import check_dataset
-from grd_edge.data.dataset import Dataset, Sample, content_ids, refuse_seen
+from grd_edge.data.dataset import SEEN_IMAGES, Dataset, Sample, content_ids, images_sha256, refuse_seen
 from grd_edge.data.frames import BatchLoader, FrameStore, grid_from_config, read_frame
 from grd_edge.data.images import file_sha256
 from grd_edge.errors import CheckpointError, ConfigError, DivergedError, InputError
 from grd_edge.export import onnx_from_checkpoint
 from grd_edge.fake_quant import ActivationGrid, fake_quantized, grids_of_layers
 from grd_edge.files import sha256_hex
+from grd_edge.heads import RECONSTRUCTION
 from grd_edge.heap import keep_heap
-from grd_edge.losses import contextual_loss, reconstruction_terms, weighted_sum
+from grd_edge.losses import imitation_terms, weighted_sum
 from grd_edge.models.generator import Reconstructor
 from grd_edge.processes import fabric_from_config
 from grd_edge.quantize import Layer, Style, layers_of, quantized_layers
 from grd_edge.ranges import IMAGE, RangeTable, check_fresh
 from grd_edge.recipes import load_recipe
 from grd_edge.run_folder import check_output, run_folder_of
-from grd_edge.score import score_patches_torch, ssim_distance_map
-from grd_edge.train import SEEN_IMAGES, Progress, Watcher, steps_within
-from grd_edge.training_state import fast_layout, learning_rate, perturbed_batch
+from grd_edge.score import score_patches_torch
+from grd_edge.selection import selection_from_samples
+from grd_edge.train import Progress, Watcher, steps_within
+from grd_edge.training_step import fast_layout, learning_rate, perturbed_batch
 
 STEPS = 200  # where neither steps nor seconds are asked for
 MEASURED_PATCHES = 256  # of the calibration images, on which before and after are compared
@@ -78,9 +80,9 @@ class _FineTuning:
 
     def __init__(self, teacher: Checkpoint, config: Config, layers: Sequence[Layer], device: torch.device) -> None:
         self.config, self.layers, self.device = config, layers, device
-        base = config.model.base
-        self.teacher = fast_layout(fake_quantized(teacher.reconstructor(), {}), base).to(device).requires_grad_(False)
-        self.net: Reconstructor = fast_layout(teacher.reconstructor(), base).to(device)
+        widths = config.model.stage_widths
+        self.teacher = fast_layout(fake_quantized(teacher.reconstructor(), {}), widths).to(device).requires_grad_(False)
+        self.net: Reconstructor = fast_layout(teacher.reconstructor(), widths).to(device)
 
     def quantize(self, ranges: dict[str, tuple[float, float]]) -> None:
         """Makes the student, from ranges by layer."""
@@ -113,14 +115,8 @@ class _FineTuning:
         with torch.no_grad():
             target = self.teacher(noisy)
         x_hat = self.student(noisy)
-        terms = {"distillation": (qat.distillation, contextual_loss(target, x_hat, config.loss))}
-        if qat.score:
-            of_target, of_student = (ssim_distance_map(noisy, each).mean((1, 2, 3)) for each in (target, x_hat))
-            terms["score"] = qat.score, (of_student - of_target).abs().mean()
-        if qat.reconstruction:
-            own = weighted_sum(reconstruction_terms(x, perturbed, x_hat, config.loss), config.loss)
-            terms["reconstruction"] = qat.reconstruction, own
-        total = sum(weight * value for weight, value in terms.values())
+        terms = imitation_terms(x, perturbed, x_hat, target, qat, config.loss)
+        total = weighted_sum(terms, qat)
         self.adam.zero_grad(set_to_none=True)
         total.backward()
         # Gradients of ranges are sums over a whole activation and would drown the others in a common norm.
@@ -134,7 +130,7 @@ class _FineTuning:
         for group in self.adam.param_groups:
             group["lr"] = group["share"] * learning_rate(step, steps, self.schedule)
         self.adam.step()
-        return {"total": total.item(), **{name: value.item() for name, (_, value) in terms.items()}}
+        return {"total": total.item(), **{name: value.item() for name, value in terms.items()}}
 
     @torch.no_grad()
     def phi(self, net: torch.nn.Module, patches: np.ndarray) -> np.ndarray:
@@ -164,7 +160,8 @@ def checkpoint_from_qat(
     Args:
         config: of `qat_config`.
         table: ranges of the teacher's exported model to start from, and what its recipe keeps; None: that of
-            the default recipe on `dataset.calibration`.
+            the default recipe on training images, as a build has it: a certified threshold needs calibration images
+            that had no part in what makes the score.
         keep: layers, or patterns of them, that stay in float32 besides.
         teacher_sha256: of the teacher's file.
 
@@ -173,12 +170,18 @@ def checkpoint_from_qat(
         of |phi of INT8 - phi of the teacher| on calibration patches before and after.
 
     Raises:
-        InputError: images that do not fit; calibration images that the teacher was trained on; a stale table; a layer
-            that is not there; nothing left to quantize.
+        CheckpointError: a teacher whose network scores patches itself.
+        InputError: images that do not fit; calibration images that the teacher was trained on, which would tell nothing
+            of the error; a stale table; a layer that is not there; nothing left to quantize.
         DivergedError: the loss is not finite any more.
     """
+    if teacher.head != RECONSTRUCTION:
+        raise CheckpointError(
+            "fine-tuning for INT8 follows the reconstruction, and this checkpoint's network scores patches itself; "
+            "build its INT8 form without it"
+        )
     check_dataset(dataset, config)
-    refuse_seen(dataset.calibration, teacher.provenance.get("seen", ()), purpose="activation ranges")
+    refuse_seen(dataset.calibration, teacher.provenance.get("seen", ()), purpose="the error of INT8")
     fabric = fabric_from_config(config)
     model = onnx_from_checkpoint(teacher)
     kept = {**(table.keep if table else {}), **dict.fromkeys(keep, "kept by the fine-tuning")}
@@ -186,7 +189,13 @@ def checkpoint_from_qat(
     if not layers:
         raise InputError("no layer is left to quantize, so there is nothing to fine-tune; keep fewer layers")
     if table is None:
-        table = ranges_from_checkpoint(teacher, model, dataset.calibration, recipe=load_recipe())
+        table = ranges_from_images(
+            model,
+            selection_from_samples(dataset.train, config).images(),
+            recipe=load_recipe(),
+            images_sha256=images_sha256(dataset.train),
+            score=config.score,
+        )
     check_fresh(table, sha256_hex(model))
     for layer in layers:
         table.grid(layer.tensor)  # refuses what has no range

@@ -101,10 +101,12 @@ class Layer:
 def layers_of(model: onnx.ModelProto) -> list[Layer]:
     """Layers in the order of the graph: weighted ones and residual adds.
 
+    Filters of a map of scores are none: ranges come from good images, and would cut off all scores above theirs.
+
     Raises:
         InputError: a model that cannot be quantized; names the operator.
     """
-    constants = {tensor.name for tensor in model.graph.initializer}
+    constants = {tensor.name: tensor.dims for tensor in model.graph.initializer}
     _check_operators(model)
     producer = {name: node for node in model.graph.node for name in node.output}
     found = []
@@ -112,12 +114,20 @@ def layers_of(model: onnx.ModelProto) -> list[Layer]:
         if node.op_type in CHANNEL_AXIS:
             if node.input[1] not in constants:
                 raise InputError(f"the weight of {_called(node)} is computed, not stored; export it folded")
+            if _filters_one_map(constants[node.input[1]]):
+                continue
             found.append(Layer(_layer_name(node), node.op_type, node.input[0], index))
-        elif node.op_type == "Add" and not constants.intersection(node.input):
+        elif node.op_type == "Add" and not constants.keys() & set(node.input):
             main, skip = _branches(node, producer)
             block = _layer_name(producer[main]).rpartition(".")[0]
             found.append(Layer(f"{block}.add", "Add", skip, index))
     return found
+
+
+def _filters_one_map(shape: Collection[int]) -> bool:
+    """Whether a weight is one pass of a separable filter from one channel to one."""
+    one_in, one_out, *kernel = shape
+    return one_in == one_out == 1 and len(kernel) == 2 and min(kernel) == 1 < max(kernel)
 
 
 def _layer_name(node: onnx.NodeProto) -> str:
@@ -148,7 +158,9 @@ def _check_operators(model: onnx.ModelProto) -> None:
             raise InputError(f"{_called(node)} is not folded, which changes the weights; fold BatchNorm first")
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             raise InputError(f"{_called(node)} holds graphs of its own, which cannot be quantized; deploy it in fp32")
-        if node.op_type not in CHANNEL_AXIS and matrices.intersection(node.input):
+        # A table whose values go on as they are, or positions that are added: neither is multiplied.
+        no_weights = node.op_type in ("Gather", "Add")
+        if not no_weights and node.op_type not in CHANNEL_AXIS and matrices.intersection(node.input):
             raise InputError(
                 f"{_called(node)} has weights that cannot be quantized, unlike those of {', '.join(CHANNEL_AXIS)}; "
                 "export it with these, or deploy it in fp32"

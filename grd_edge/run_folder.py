@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
-import fcntl
 import importlib
 import io
 import json
@@ -24,7 +23,7 @@ import yaml
 from grd_edge.checkpoint import Checkpoint, read_checkpoint, read_training_state, write_checkpoint, write_training_state
 from grd_edge.config import Config
 from grd_edge.errors import InputError, require
-from grd_edge.files import write_atomically, write_error
+from grd_edge.files import check_parent, locked_file, write_atomically, write_error
 
 COLUMNS = (
     "step",
@@ -36,6 +35,9 @@ COLUMNS = (
     "adversarial",
     "encoder",
     "discriminator",
+    "segmentor",
+    "distillation",
+    "reconstruction",
     "validation_auroc",
     "validation_contextual",
 )
@@ -51,7 +53,8 @@ def run_folder_of(checkpoint: Path) -> Path:
 
 def check_output(output: Path) -> None:
     """Raises InputError where no checkpoint can be written, before hours of training tell: `output` is a folder, or is
-    its own run folder."""
+    its own run folder, or no folder can hold it."""
+    check_parent(output)
     if output.is_dir():
         raise InputError(
             f"{output} is a folder, and the output is one file; give a name such as {output}/part.safetensors"
@@ -73,18 +76,10 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.last, self.best = self.path / "last.safetensors", self.path / "best.safetensors"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / "lock", "ab")  # noqa: SIM115 (held as long as the folder)
-        except OSError as error:
-            raise write_error(self.path, error) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise InputError(
-                f"another training is writing {self.path}; wait until it ends, or choose another --output"
-            ) from error
+        self._lock = locked_file(
+            self.path / "lock",
+            f"another training is writing {self.path}; wait until it ends, or choose another --output",
+        )
         for parent in (self.path, self.path / "previews"):
             for left in parent.glob(".*"):  # temporary files of a run that was killed
                 with contextlib.suppress(OSError):
@@ -195,6 +190,8 @@ def difference(about: dict[str, Any], now: dict[str, Any]) -> str | None:
         return f"its images are others ({about['dataset']}, {about['train_images']} for training)"
     if about["world_size"] != now["world_size"]:
         return f"it ran in {about['world_size']} processes, now {now['world_size']}"
+    if about.get("teacher_sha256") != now.get("teacher_sha256"):
+        return "its teacher is another checkpoint, or only one of both trainings has a teacher"
     return None
 
 

@@ -34,11 +34,12 @@ class Inspection:
         threshold: float32, what `score` is compared with: 0 with several regions; NaN without thresholds.
         positions: (N, 2) int32, (y, x) of each inspected patch in the scaled frame. Patches without a pixel of
             interest, or in no region, are not inspected.
-        phi, phi_local: (N,) float32.
+        phi, phi_local: (N,) float32. Of head `score_map`: the graph's score, and the largest value of its map.
         defective: (N,) bool; all False without thresholds.
         regions: (N,) int32, index of each patch's region in `region_names`; 0 without thresholds.
         region_names: names of the regions, in order.
-        heatmap: (scaled_h, scaled_w) float32, 0 where nothing was inspected; None when not asked for.
+        heatmap: (scaled_h, scaled_w) float32, of head `score_map` that map; 0 where nothing was inspected; None when
+            not asked for.
         x_hat: (N, C, patch_h, patch_w) float32 reconstructions, or None when not asked for.
         times_ms: wall time of `cut`, `infer`, `score`, `total`.
     """
@@ -57,6 +58,90 @@ class Inspection:
     times_ms: dict[str, float]
 
 
+class NativeBundle:
+    """A bundle as the native library holds it, verified and read once. It must stay open as long as what it opened.
+
+    Attributes:
+        handle: the library's.
+        info: its `grd_bundle_info`.
+        region_names: names of its regions, in order; one for the whole frame where it has none.
+
+    Raises:
+        BundleError: the bundle breaks a rule of docs/bundle.md.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.handle = ctypes.c_void_p()
+        lib = self._lib = _native.library()
+        try:
+            status = lib.grd_bundle_open(os.fsencode(path), ctypes.byref(self.handle))
+            _native.check(status, lib.grd_bundle_message(self.handle) if self.handle else None)
+            self.info = _native.BundleInfo()
+            _native.check(lib.grd_bundle_get_info(self.handle, ctypes.byref(self.info)))
+            names = (lib.grd_bundle_region_name(self.handle, i) for i in range(self.info.region_count))
+            self.region_names = tuple(name.decode() for name in names) or WHOLE_FRAME.names
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Frees it; harmless when repeated."""
+        handle, self.handle = self.handle, None
+        if handle:
+            self._lib.grd_bundle_close(handle)
+
+
+def engine_params(
+    *,
+    target: str = "cpu",
+    precision: str | None = None,
+    decide: bool = True,
+    threads: int = 0,
+    batch_limit: int = 16,
+    variant: str | None = None,
+    backend_dir: str | Path | None = None,
+    vendor_dir: str | Path | None = None,
+) -> _native.InspectorParams:
+    """What the native library is told of an engine; arguments as those of `Inspector`."""
+    vendor = vendor_dir or _native.vendor_dir(target)
+    return _native.InspectorParams(
+        threads=threads,
+        batch_limit=batch_limit,
+        undecided=not decide,
+        target=target.encode(),
+        precision=precision.encode() if precision else None,
+        backend_dir=os.fsencode(backend_dir or _native.library_dir()),
+        vendor_dir=os.fsencode(vendor) if vendor else None,
+        variant=variant.encode() if variant else None,
+    )
+
+
+def inspection_of(
+    result: _native.Result | _native.StreamResult,
+    patches: ctypes.Array[_native.PatchResult],
+    region_names: tuple[str, ...],
+    *,
+    heatmap: np.ndarray | None = None,
+    x_hat: np.ndarray | None = None,
+) -> Inspection:
+    """An inspected frame from the structures that the native library filled; heatmap and x_hat as it filled them."""
+    table = np.ctypeslib.as_array(patches)[: result.patch_count]
+    return Inspection(
+        decision=DECISIONS[result.decision],
+        score=float(result.score),
+        threshold=float(result.threshold),
+        positions=np.stack([table["y_px"], table["x_px"]], axis=1),
+        phi=table["phi"].copy(),
+        phi_local=table["phi_local"].copy(),
+        defective=table["decision"] == 1,
+        regions=table["region"].copy(),
+        region_names=region_names,
+        heatmap=None if heatmap is None else heatmap[0, 0],
+        x_hat=None if x_hat is None else x_hat[: result.patch_count],
+        times_ms={stage: getattr(result, f"{stage}_ms") for stage in ("cut", "infer", "score", "total")},
+    )
+
+
 class Inspector:
     """An engine of a bundle, ready to inspect frames. For one thread at a time; a context manager.
 
@@ -70,6 +155,7 @@ class Inspector:
         batch_limit: patches per engine call.
         variant: kernel variant by name; None: GRD_FORCE_VARIANT, else the fastest this CPU supports.
         backend_dir: folder of `libgrd_backend_<name>.so`; None: beside the native library.
+        vendor_dir: folder of the engine's vendor library; None: that of the installed wheel.
 
     Raises:
         BundleError: the bundle breaks a rule of docs/bundle.md.
@@ -87,30 +173,25 @@ class Inspector:
         batch_limit: int = 16,
         variant: str | None = None,
         backend_dir: str | Path | None = None,
+        vendor_dir: str | Path | None = None,
     ) -> None:
-        self._bundle, self._handle = ctypes.c_void_p(), ctypes.c_void_p()
+        self._handle = ctypes.c_void_p()
         lib = self._lib = _native.library()
+        params = engine_params(
+            target=target,
+            precision=precision,
+            decide=decide,
+            threads=threads,
+            batch_limit=batch_limit,
+            variant=variant,
+            backend_dir=backend_dir,
+            vendor_dir=vendor_dir,
+        )
+        self._bundle = NativeBundle(bundle)
         try:
-            status = lib.grd_bundle_open(os.fsencode(bundle), ctypes.byref(self._bundle))
-            _native.check(status, lib.grd_bundle_message(self._bundle) if self._bundle else None)
-            self.info = _native.BundleInfo()
-            _native.check(lib.grd_bundle_get_info(self._bundle, ctypes.byref(self.info)))
-            self.region_names = WHOLE_FRAME.names
-            if decide and self.info.region_count:
-                names = (lib.grd_bundle_region_name(self._bundle, i) for i in range(self.info.region_count))
-                self.region_names = tuple(name.decode() for name in names)
-            vendor = _native.vendor_dir(target)
-            params = _native.InspectorParams(
-                threads=threads,
-                batch_limit=batch_limit,
-                undecided=not decide,
-                target=target.encode(),
-                precision=precision.encode() if precision else None,
-                backend_dir=os.fsencode(backend_dir or _native.library_dir()),
-                vendor_dir=os.fsencode(vendor) if vendor else None,
-                variant=variant.encode() if variant else None,
-            )
-            status = lib.grd_inspector_open(self._bundle, ctypes.byref(params), ctypes.byref(self._handle))
+            self.info = self._bundle.info
+            self.region_names = self._bundle.region_names if decide else WHOLE_FRAME.names
+            status = lib.grd_inspector_open(self._bundle.handle, ctypes.byref(params), ctypes.byref(self._handle))
             _native.check(status, lib.grd_inspector_message(self._handle) if self._handle else None)
         except BaseException:
             self.close()
@@ -132,7 +213,7 @@ class Inspector:
         if handle:
             self._lib.grd_inspector_close(handle)
         if bundle:
-            self._lib.grd_bundle_close(bundle)
+            bundle.close()
 
     @property
     def engine_version(self) -> str:
@@ -150,11 +231,11 @@ class Inspector:
             roi: (H, W) bool or uint8 mask of interest, nonzero = of interest; in place of the bundle's. None: the
                 bundle's mask, else the whole frame.
             heatmap: also return the stitched heatmap.
-            x_hat: also return the reconstructed patches.
+            x_hat: also return the reconstructed patches, which head `score_map` has not.
 
         Raises:
             InputError: wrong dtype or channels; a frame smaller than a patch, of another size than the mask or the
-                regions, or without a patch to inspect.
+                regions, or without a patch to inspect; `x_hat` asked of a bundle that reconstructs nothing.
             EngineError: inference failed.
         """
         self._require_open()
@@ -179,22 +260,7 @@ class Inspector:
             result.x_hat = ctypes.pointer(_native.view(rebuilt))
         status = self._lib.grd_inspector_inspect(self._handle, ctypes.byref(source), ctypes.byref(result))
         _native.check(status, self._lib.grd_inspector_message(self._handle))
-        count = result.patch_count
-        table = np.ctypeslib.as_array(patches)[:count]
-        return Inspection(
-            decision=DECISIONS[result.decision],
-            score=float(result.score),
-            threshold=float(result.threshold),
-            positions=np.stack([table["y_px"], table["x_px"]], axis=1),
-            phi=table["phi"].copy(),
-            phi_local=table["phi_local"].copy(),
-            defective=table["decision"] == 1,
-            regions=table["region"].copy(),
-            region_names=self.region_names,
-            heatmap=None if maps is None else maps[0, 0],
-            x_hat=None if rebuilt is None else rebuilt[:count],
-            times_ms={stage: getattr(result, f"{stage}_ms") for stage in ("cut", "infer", "score", "total")},
-        )
+        return inspection_of(result, patches, self.region_names, heatmap=maps, x_hat=rebuilt)
 
     def _require_open(self) -> None:
         if not self._handle:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Scored:
         product_of: index of each image's product.
         quality: of the heatmaps; None when they were not asked for or cannot be measured, which `notes` explain.
         pixel_images: images that `quality` was measured on.
-        pixel_counts: the heatmaps' values image by image, where they were asked for.
+        pixel_counts: the heatmaps' values image by image, where they were compared.
         notes: sentences on what was left out.
         other_masks: images whose own mask of interest is another than the inspector's.
     """
@@ -134,22 +134,23 @@ def scored_together(
     pixels: bool = False,
     roi: np.ndarray | None = None,
     on_frame: OnFrame | None = None,
+    shows: Literal["x_hat", "heatmap"] = "x_hat",
     on_progress: OnImages | None = None,
 ) -> tuple[Scored, ...]:
     """Inspects every sample with every inspector before the next one, and says what each said.
 
     Args:
         rule, pixels, roi: as in `scored_from_samples`.
-        on_frame: called with the sample's index, its frame and the inspections with their reconstructions. `Scored`
-            keeps none of these, and counts heatmaps image by image where there are several inspectors.
+        on_frame: called with the sample's index, its frame and the inspections with what `shows` names. `Scored` keeps
+            none of these.
 
     Raises:
         InputError: as `scored_from_samples`.
     """
     samples = tuple(samples)
     pixels = pixels and any(sample.mask for sample in samples)
-    maps = [_Maps(roi, per_image=len(inspectors) > 1) for _ in inspectors] if pixels else []
-    asked = {"heatmap": pixels} | ({"x_hat": True} if on_frame else {})
+    maps = [_Maps(roi) for _ in inspectors] if pixels else []
+    asked = {"heatmap": pixels} | ({shows: True} if on_frame else {})
     found: list[list[Inspection]] = [[] for _ in inspectors]
     others = 0
     for index, sample in enumerate(samples):
@@ -208,8 +209,8 @@ def _product_of_image(inspection: Inspection) -> ProductResult:
 class _Maps:
     """Heatmaps against ground truth. A defect without a mask, or whose mask is lost at working scale, is left out."""
 
-    def __init__(self, roi: np.ndarray | None, *, per_image: bool) -> None:
-        self.roi, self.scores = roi, PixelScores(per_image=per_image)
+    def __init__(self, roi: np.ndarray | None) -> None:
+        self.roi, self.scores = roi, PixelScores(per_image=True)
         self.images = self.without = self.lost = 0
 
     def add(self, sample: Sample, heatmap: np.ndarray, frame_px: tuple[int, int], roi: np.ndarray | None) -> None:

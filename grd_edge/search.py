@@ -14,7 +14,7 @@ import onnx
 from grd_edge.bundle import FINE_TUNED, RANGES
 from grd_edge.calibrate import ranges_from_images
 from grd_edge.checkpoint import Checkpoint
-from grd_edge.config import Config
+from grd_edge.config import Config, ScoreConfig
 from grd_edge.data.dataset import Sample, images_sha256
 from grd_edge.equalize import channel_peaks, equalized
 from grd_edge.errors import EngineError, InputError
@@ -83,7 +83,7 @@ def choice_of_checkpoint(
     Raises:
         As `choice_from_samples`; InputError: `student` was not fine-tuned.
     """
-    described = load_recipe(recipe)
+    calibrated = calibrated_sources(model, samples, score=checkpoint.config.score, recipe=recipe, watch=watch)
 
     def fine_tuned(_: Selection) -> list[Source]:
         exported = onnx_from_checkpoint(student)
@@ -92,6 +92,27 @@ def choice_of_checkpoint(
             raise InputError("the checkpoint of --qat was not fine-tuned; make one with: grd-edge train --qat")
         return [Source("fine-tuned", exported, table, same=False)]
 
+    sources_of = fine_tuned if student else calibrated
+    return choice_from_samples(
+        model, file, samples, checkpoint.config, request=request, budget=budget, sources_of=sources_of, watch=watch
+    )
+
+
+def calibrated_sources(
+    model: bytes, samples: Sequence[Sample], *, score: ScoreConfig, recipe: str | Path, watch: Watcher
+) -> Callable[[Selection], list[Source]]:
+    """`sources_of` of `choice_from_samples`: ranges by a recipe, of a model as it is and with channels equalized.
+
+    Args:
+        model: serialized, FP32.
+        samples: that the selection is of.
+        recipe: name or file.
+
+    Raises:
+        ConfigError: the recipe cannot be used.
+    """
+    described = load_recipe(recipe)
+
     def calibrated(selection: Selection) -> list[Source]:
         images = selection.images()
         chosen_images = (
@@ -99,25 +120,25 @@ def choice_of_checkpoint(
         )
         graph = onnx.load_from_string(model)
         watch.stage("equalizing channels")
-        like = equalized(graph, channel_peaks(graph, images)).SerializeToString(deterministic=True)
+        models = [("calibrated", model)]
+        like = equalized(graph, channel_peaks(graph, images))
+        if like != graph:
+            models.append(("equalized", like.SerializeToString(deterministic=True)))
         sources = []
-        for name, exported in (("calibrated", model), ("equalized", like)):
+        for name, exported in models:
             watch.stage(f"calibrating activation ranges by recipe {described.name}")
             table = ranges_from_images(
                 exported,
                 chosen_images,
                 recipe=described,
                 images_sha256=images_sha256(samples),
-                score=checkpoint.config.score,
+                score=score,
                 on_progress=watch.progress,
             )
             sources.append(Source(name, exported, table))
         return sources
 
-    sources_of = fine_tuned if student else calibrated
-    return choice_from_samples(
-        model, file, samples, checkpoint.config, request=request, budget=budget, sources_of=sources_of, watch=watch
-    )
+    return calibrated
 
 
 def choice_from_samples(

@@ -5,6 +5,7 @@ Never imports torch. Source: docs/bundle.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,19 @@ PER_IMAGE = "per image"  # `roi` of a fit whose images had masks of interest tha
 _ATTEMPTS = 20
 
 
-def opened_bundle(path: Path, **options: Any) -> tuple[Inspector, Bundle]:
+def opened_bundle(path: Path, opener: Callable[..., Any] | None = None, **options: Any) -> tuple[Any, Bundle]:
     """The engine of a bundle, to be closed, and the bundle that it was opened from, even while a writer exchanges it.
 
     Args:
-        options: of `Inspector`.
+        opener: what opens it; None: `Inspector`.
+        options: of `opener`.
 
     Raises:
         BundleError, EngineError: see `read_bundle` and `Inspector`; a bundle that is replaced again and again.
     """
     bundle = read_bundle(path)
     for _ in range(_ATTEMPTS):
-        inspector = Inspector(path, **options)
+        inspector = (opener or Inspector)(path, **options)
         try:
             before, bundle = bundle, read_bundle(path)
             if _seals(before) == _seals(bundle):

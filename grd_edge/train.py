@@ -1,4 +1,4 @@
-"""Training of the generator on good images: the loop, with what makes a run survive.
+"""Training on good images: the loop, with what makes a run survive.
 
 Source: docs/method.md, sections 3 and 4; docs/design/foundation.md for the run folder.
 """
@@ -23,21 +23,23 @@ from lightning_fabric import Fabric
 from grd_edge.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from grd_edge.config import Config
 from grd_edge.data.check import check_dataset
-from grd_edge.data.dataset import Dataset, content_ids
+from grd_edge.data.dataset import SEEN_IMAGES, Dataset, content_ids
 from grd_edge.data.frames import BatchLoader, FrameStore, grid_from_config
 from grd_edge.data.manifest import write_manifest
+from grd_edge.distill import DistillationState, Teacher
 from grd_edge.errors import CheckpointError, DivergedError, GrdError, InputError, StoppedError
 from grd_edge.heap import keep_heap
-from grd_edge.models.generator import Generator
+from grd_edge.method_config import GENERATOR
+from grd_edge.method_state import MethodState
 from grd_edge.processes import fabric_from_config, on_first_process
 from grd_edge.run_folder import PREVIEWS, RunFolder, check_output, difference, run_folder_of
-from grd_edge.training_state import TrainingState, learning_rate
+from grd_edge.training_state import TrainingState, deployed_weights, networks_from_config
+from grd_edge.training_step import learning_rate
 from grd_edge.validation import Quality, Validator
 
 TIMED_STEPS = 8
 WARM_STEPS = 3
-SEEN_IMAGES = 45_000  # 20 bytes each in bundle.json, whose limit is 1 MiB
-PREVIEW_PATCHES = 4
+FAR = 1_000_000  # steps of the run whose steps are timed
 
 
 @dataclass(frozen=True)
@@ -74,21 +76,34 @@ class _Course:
 class _Run:
     """One training from its first or resumed step to its checkpoint."""
 
-    def __init__(self, dataset: Dataset, config: Config, fabric: Fabric, folder: RunFolder | None, watch: Watcher):
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: Config,
+        fabric: Fabric,
+        folder: RunFolder | None,
+        watch: Watcher,
+        teacher: Teacher | None = None,
+    ):
         self.dataset, self.config, self.fabric, self.folder, self.watch = dataset, config, fabric, folder, watch
-        self.state = TrainingState(config, fabric)
+        self.teacher = teacher
+        if teacher:
+            self.state = DistillationState(config, fabric, teacher)
+        else:
+            self.state = (TrainingState if config.method.name == GENERATOR else MethodState)(config, fabric)
         self.best_weights: dict[str, torch.Tensor] | None = None
-        validated = dataset.validation and fabric.is_global_zero
-        self.validator = Validator(dataset.validation, config) if validated else None
-        store = FrameStore(dataset.train, config)
+        self.validated = bool(dataset.validation) and self.state.validates
+        self.validator = Validator(dataset.validation, config) if self.validated and fabric.is_global_zero else None
+        self.store = FrameStore(dataset.train, config)
         world, rank = fabric.world_size, fabric.global_rank
         self.loader = BatchLoader(
-            store,
+            self.store,
             grid_from_config(config),
             seed=config.train.seed,
             batch=config.train.batch // world,
             rank=rank,
             world=world,
+            masked=config.segmented and any(sample.roi for sample in dataset.train),
         )
 
     @cached_property
@@ -102,12 +117,14 @@ class _Run:
             "world_size": self.fabric.world_size,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            **({"teacher_sha256": self.teacher.sha256} if self.teacher else {}),
         }
 
     def result(self) -> Checkpoint:
         """Best weights where there is a validation split, else the last ones."""
         course, config = self.course, self.config
-        provenance = {key: value for key, value in self.identity.items() if key != "config"}
+        stored = ("config", "teacher_sha256")  # elsewhere
+        provenance = {key: value for key, value in self.identity.items() if key not in stored}
         provenance |= {
             "validation_images": len(self.dataset.validation),
             "seen": content_ids((*self.dataset.train, *self.dataset.validation))[:SEEN_IMAGES],
@@ -125,24 +142,31 @@ class _Run:
                 "auroc": _finite(quality.auroc),
                 "contextual": _finite(quality.contextual),
             }
+        provenance |= self.state.provenance
+        if self.teacher:
+            provenance |= self.teacher.described(config, provenance["seen"])
+            config = self.teacher.splitting(config)
         weights = self.best_weights if self.best_weights is not None else self.state.shipped()
         return Checkpoint(config, {key: value.detach().clone() for key, value in weights.items()}, provenance)
 
     # ------------------------------------------------------------ start, stop
 
     def start(self) -> None:
-        """From the seed: whitened bottleneck, number of steps."""
+        """From the seed: what comes before the first step, and the number of steps."""
         began = time.perf_counter()
-        self.state.whiten_bottleneck(self.loader.at, len(self.dataset.train))
+        self.state.begin(self.store, self.loader, self.watch.note)
         self.state.share()
-        train = self.config.train
-        steps = train.steps or self._steps_within(train.seconds)
+        steps = 0
+        if self.state.trains:
+            train, spent = self.config.train, time.perf_counter() - began
+            steps = train.steps or self._steps_within(max(1.0, train.seconds - spent))
         self.course = _Course(self.fabric.broadcast(steps) if self.fabric.world_size > 1 else steps)
         self.course.seconds = time.perf_counter() - began
         self.save()
 
     def resume(self, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
         self.state.load(tensors, about["scaler"])
+        self.state.provenance = about.get("provenance", {})
         for name in ("threads", "torch"):
             if about[name] != self.identity[name]:
                 self.watch.note(
@@ -157,14 +181,19 @@ class _Run:
         state, period = self.state, max(TIMED_STEPS, self.config.train.auxiliary_every)
         before = {key: value.clone() for key, value in state.tensors().items()}
         scaler = state.scaler()
-        steps = steps_within(seconds, lambda step: state.advance(self.loader.at(step), step, 1_000_000), period)
+
+        def advance(number: int) -> None:
+            state.advance(self.loader.at(number), state.step_to_time(number, period, FAR), FAR)
+
+        steps = steps_within(seconds, advance, period)
         state.load(before, scaler)
         return steps
 
     def save(self) -> None:
         """Writes the whole state where there is a run folder."""
         if self.folder:
-            about = self.identity | {"course": vars(self.course), "scaler": self.state.scaler()}
+            about = {"course": vars(self.course), "scaler": self.state.scaler(), "provenance": self.state.provenance}
+            about |= self.identity
             self.folder.write_last(self.state.tensors(), about)
 
     # ------------------------------------------------------------------- loop
@@ -179,6 +208,7 @@ class _Run:
         course, state, train = self.course, self.state, self.config.train
         saved = began = time.perf_counter()
         before = course.seconds
+        course.finished |= course.step >= course.steps
         while not course.finished:
             step = course.step
             batch = self.loader.at(step)
@@ -196,8 +226,9 @@ class _Run:
             course.finished |= course.step == course.steps
             if self.folder:
                 self.folder.log(row)
-                if course.step * PREVIEWS // course.steps > step * PREVIEWS // course.steps:
-                    self._preview(batch, step)
+                shows = course.step * PREVIEWS // course.steps > step * PREVIEWS // course.steps
+                if shows and (columns := state.preview(batch, step)):
+                    self.folder.preview(course.step, columns)
             due = time.perf_counter() - saved >= train.save_seconds
             if due or state.stop or course.finished or (train.save_steps and course.step % train.save_steps == 0):
                 self.save()
@@ -206,10 +237,16 @@ class _Run:
             if state.stop and not course.finished:
                 raise StoppedError(f"stopped after step {course.step} of {course.steps}")
 
+    def finish(self) -> None:
+        """What is made of good patches after the last step; nothing of it is in the saved state."""
+        began = time.perf_counter()
+        self.state.finish(self.store, self.loader, self.watch.note)
+        self.course.seconds += time.perf_counter() - began
+
     def _validated(self) -> dict[str, float]:
         """Validation, when it is due, and what follows from it on all processes; columns of the log."""
         course, train = self.course, self.config.train
-        if not self.dataset.validation or (course.step % train.validate_every and course.step != course.steps):
+        if not self.validated or (course.step % train.validate_every and course.step != course.steps):
             return {}
         row = {}
         if self.validator:
@@ -227,14 +264,6 @@ class _Run:
         if self.fabric.world_size > 1:
             course.finished = self.fabric.broadcast(course.finished)
         return row
-
-    @torch.no_grad()
-    def _preview(self, batch: torch.Tensor, step: int) -> None:
-        """Input, perturbed input, reconstruction and their distance, of a few patches of this step."""
-        x, perturbed = self.state.perturbed(batch, step)
-        x, noisy = x[:PREVIEW_PATCHES], perturbed.x_noisy[:PREVIEW_PATCHES]
-        x_hat = self.state.reconstructor()(noisy)
-        self.folder.preview(step + 1, [x, noisy, x_hat, (noisy - x_hat).abs()])
 
 
 @contextlib.contextmanager
@@ -277,21 +306,30 @@ def steps_within(seconds: float, advance: Callable[[int], object], period: int =
 
 
 def checkpoint_from_dataset(
-    dataset: Dataset, config: Config, *, on_progress: Callable[[Progress], None] | None = None
+    dataset: Dataset,
+    config: Config,
+    *,
+    teacher: Teacher | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Checkpoint:
-    """Trains the generator on the good images of `dataset.train`, in this process and without a run folder.
+    """Trains on the good images of `dataset.train`, in this process and without a run folder.
 
     A time budget (`train.seconds`) becomes a step count once, before the first step; the count is stored with the
     result, so that the same count gives the same weights on the same machine with the same number of threads.
 
+    Args:
+        teacher: of a student, whose `config` is of `student_config`.
+
     Returns:
-        Checkpoint with the reconstructor's weights, float32: the best ones on `dataset.validation` where there is
-        one, else the last ones; averaged with `train.ema_decay`.
+        Checkpoint with the weights of what runs at inference, float32: of a generator the best ones on
+        `dataset.validation` where there is one, else the last ones; averaged with `train.ema_decay`.
     """
     check_dataset(dataset, config)
-    with _run(dataset, config, fabric_from_config(config), None, Watcher(on_progress or Watcher.training)) as run:
+    watch = Watcher(on_progress or Watcher.training)
+    with _run(dataset, config, fabric_from_config(config), None, watch, teacher) as run:
         run.start()
         run.go_on()
+        run.finish()
         return run.result()
 
 
@@ -303,6 +341,7 @@ def train_run(
     resume: bool = False,
     overwrite: bool = False,
     watch: Watcher = Watcher(),
+    teacher: Teacher | None = None,
 ) -> Checkpoint | None:
     """Trains into `output` with a run folder beside it, from which `resume` goes on bit for bit.
 
@@ -342,7 +381,7 @@ def train_run(
                 folder.clear()
 
         on_first_process(fabric, opened)
-        run = stack.enter_context(_run(dataset, config, fabric, folder, watch))
+        run = stack.enter_context(_run(dataset, config, fabric, folder, watch, teacher))
 
         def prepared() -> dict[str, Any] | None:
             course = resumed()
@@ -368,6 +407,8 @@ def train_run(
             return about["course"]
 
         course = on_first_process(fabric, prepared)
+        for remark in teacher.notes(dataset) if teacher else ():
+            watch.note(remark)
         if course:
             run.course = _Course(**course)
             run.state.share()
@@ -378,6 +419,7 @@ def train_run(
                 run.start()
             with _asking(run):
                 run.go_on()
+            run.finish()
         except StoppedError as error:
             raise StoppedError(f"{error}; {run_folder_of(output)} is saved, go on with --resume") from error
         except DivergedError as error:
@@ -427,6 +469,5 @@ def untrained_checkpoint(config: Config) -> Checkpoint:
 
     Source: docs/method.md, section 8.
     """
-    torch.manual_seed(config.train.seed)
-    net = Generator(config.model).reconstructor
-    return Checkpoint(config, net.state_dict(), {"steps": 0})
+    generator, _, segmentor = networks_from_config(config)
+    return Checkpoint(config, deployed_weights(generator.reconstructor, segmentor), {"steps": 0})

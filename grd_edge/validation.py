@@ -18,6 +18,7 @@ from grd_edge.data.perturb import perturb
 from grd_edge.losses import contextual_loss
 from grd_edge.metrics import auroc
 from grd_edge.models.generator import Reconstructor
+from grd_edge.models.segmentor import SegmentedReconstructor
 from grd_edge.score import score_patches_torch
 from grd_edge.torch_ops import score_patches
 
@@ -53,16 +54,17 @@ class Validator:
     @torch.no_grad()
     def __call__(self, net: Reconstructor) -> Quality:
         """`net` in evaluation mode, on any device."""
-        device = next(net.parameters()).device
+        device, segmented = next(net.parameters()).device, isinstance(net, SegmentedReconstructor)
         scores: dict[bool, list[np.ndarray]] = {False: [], True: []}
         contextual = []
         for pair in self.pairs:
             for defective, x in enumerate(pair):
                 x = x.to(device)
-                x_hat = net(x)
+                x_hat = net.reconstruct(x) if segmented else net(x)
                 if not defective:
                     contextual.append(float(contextual_loss(x, x_hat, self.config.loss)))
-                scores[bool(defective)].append(self._score(x, x_hat))
+                score = net.scores(x, x_hat)[0].cpu().numpy() if segmented else self._score(x, x_hat)
+                scores[bool(defective)].append(score)
         good, bad = (np.concatenate(scores[defective]) for defective in (False, True))
         value = auroc(np.concatenate([good, bad]), np.repeat([False, True], [len(good), len(bad)]))
         return Quality(value, -float(np.mean(contextual)))

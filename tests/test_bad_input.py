@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from grd_edge import _native
-from grd_edge.bundle import MANIFEST, MODEL, read_bundle, sealed
+from grd_edge.bundle import MANIFEST, MODEL, read_bundle, sealed, write_decision
 from grd_edge.cli import main
 from tests.conftest import TINY
 
@@ -104,6 +104,13 @@ class World:
     def infer(self, *images) -> list:
         return ["infer", self.stock / "part.grdb", *images]
 
+    def stream(self, *words) -> list:
+        return ["stream", self.stock / "part.grdb", *words]
+
+    def bench(self, *more) -> list:
+        quick = ("--rounds", "3", "--cold-starts", "0", "--against", "none")
+        return ["bench", self.stock / "part.grdb", *quick, *more]
+
     def set(self, *settings: str) -> list:
         return ["validate-config", *(word for setting in settings for word in ("--set", setting))]
 
@@ -120,6 +127,11 @@ def without_configuration(w: World) -> Path:
     bundle = w.manifest(lambda manifest: manifest["provenance"].pop("config"))
     (bundle / "decision.json").unlink()
     return bundle
+
+
+def fix_frame_size(bundle: Path) -> None:
+    regions = [{"name": "all", "threshold": 0.5, "areas": [[0, 0, 40, 40]]}]
+    write_decision(bundle, {"frame_px": [40, 40], "regions": regions, "k": 1, "run_agreement": 0.7, "fit": {}})
 
 
 def tiff_of_two_pages(w: World) -> Path:
@@ -555,6 +567,35 @@ TABLE = {
         "there is no bundle",
         "build one with",
     ),
+    "gate on no metric": (
+        lambda w: w.bench("--gate", "p98_ms=3"),
+        "there is no metric 'p98_ms' to gate",
+        "choose p50_ms, p90_ms",
+    ),
+    "gate without a limit": (lambda w: w.bench("--gate", "p99_ms"), "'p99_ms' is no metric with a limit", "p99_ms=20"),
+    "gate on a limit below 0": (lambda w: w.bench("--gate", "p99_ms=-3"), "held to -3.0", "a number above 0"),
+    "gate the wrong way round": (lambda w: w.bench("--gate", "speedup<=3"), "'speedup<=3'", "write speedup=3"),
+    "bench of no bundle": (lambda w: ["bench", w / "no.grdb"], "no.grdb", "grd-edge build bundle"),
+    "bench of an image that is missing": (
+        lambda w: w.bench("--images", w / "no.png"),
+        "no.png cannot be read",
+        "check or remove it",
+    ),
+    "bench of an image smaller than a patch": (
+        lambda w: w.bench("--images", w.image("a.npy", pixels(9, 9))),
+        "9x9",
+        "",
+    ),
+    "bench of made frames and images": (
+        lambda w: w.bench("--images", w.image("a.npy"), "--patches", "4"),
+        "--patches is of frames that are made",
+        "leave one of them out",
+    ),
+    "bench written below a file": (
+        lambda w: w.bench("-o", w.file("f") / "bench.json"),
+        "bench.json cannot be written",
+        "choose another folder",
+    ),
     "precision that the bundle lacks": (
         lambda w: [*w.infer(w.image("a.png")), "--precision", "int8"],
         "int8",
@@ -587,6 +628,48 @@ TABLE = {
         lambda w: [*w.infer(w.image("a.png")), "--product-by", "a"],
         "group",
         "",
+    ),
+    # streams
+    "stream without a source": (lambda w: w.stream(), "give the source", "--slot-ms"),
+    "stream of a source and of slots": (
+        lambda w: w.stream(w.image("a.png"), "--slot-ms", 9),
+        "give the source",
+        "or else",
+    ),
+    "source missing": (lambda w: w.stream(w / "no.avi"), "there is no source", "give a folder"),
+    "source that is no video": (lambda w: w.stream(w.file("v.avi", b"hello")), "v.avi does not open", "check it"),
+    "watched folder missing": (lambda w: w.stream(w / "in", "--watch"), "there is no source", "give a folder"),
+    "watched image": (lambda w: w.stream(w.image("a.png"), "--watch"), "--watch does not fit", "leave it out"),
+    "folder without images": (lambda w: w.stream(w.file("d/a.txt").parent), "holds no image", "expected"),
+    "camera that is not there": (lambda w: w.stream("63"), "camera 63 gives no frame", "check that it is connected"),
+    "raw frames without a size": (lambda w: w.stream("-"), "without their size", "--raw 480x640"),
+    "raw frames of a size that is none": (lambda w: w.stream("-", "--raw", "480"), "'480'", "write it as HxW"),
+    "raw frames smaller than a patch": (
+        lambda w: w.stream(w.file("f.raw", bytes(400)), "--raw", "20x20"),
+        "20x20",
+        "reflect",
+    ),
+    "list of CPUs that is none": (lambda w: w.stream(w.image("a.png"), "--cpus", "3-1"), "'3-1'", "write it as 0-3,5"),
+    "CPUs that are not there": (lambda w: w.stream(w.image("a.png"), "--cpus", "9999"), "CPU 9999", "choose among"),
+    "stream to a target without an engine": (
+        lambda w: w.stream(w.image("a.png"), "--target", "rtx"),
+        "rtx",
+        "cpu",
+    ),
+    "pictures of a stream without a folder": (
+        lambda w: w.stream(w.image("a.png"), "--images", "all"),
+        "need a folder",
+        "-o OUT",
+    ),
+    "products of a stream that nothing counts": (
+        lambda w: w.stream(w.file("f.raw", bytes(4800)), "--raw", "40x40", "--product-by", "(f)"),
+        "not counted before they come",
+        "--product-frames",
+    ),
+    "slots of a frame that is not taken": (
+        lambda w: ["stream", w.bundle(fix_frame_size), "--slot-ms", 50],
+        "40x40 px",
+        "choose fewer with --patches",
     ),
     "thresholds from images of the training": (seen_in_training, "was used to make this model", "not used before"),
     "regions file missing": (lambda w: recalibrate(w, "--regions", w / "no.yaml"), "no.yaml cannot be read", "No such"),
@@ -747,6 +830,10 @@ USAGE = {
     "resume and overwrite": ["train", "--data", "x", "--resume", "--overwrite"],
     "k of zero": ["recalibrate", "x.grdb", "--good", "x", "--k", "0"],
     "text for a number": ["infer", "x.grdb", "x", "--threads", "many"],
+    "deadline below zero": ["stream", "x.grdb", "x", "--deadline-ms", "-1"],
+    "overload policy that is none": ["stream", "x.grdb", "x", "--overload", "panic"],
+    "two rounds": ["bench", "x.grdb", "--rounds", "2"],
+    "a baseline that is none": ["bench", "x.grdb", "--against", "numpy"],
     "unknown option": ["inspect", "x.grdb", "--fast"],
 }
 

@@ -334,3 +334,13 @@ def test_thresholds_of_masks_that_the_line_lacks_are_not_used_without_one(tiny_c
     np.save(tmp_path / "roi.npy", 255 - roi)
     notes = evaluated_bundle(path, tests, untrained=False)[0]["notes"]
     assert "2 images have a mask of interest that the bundle does not hold; the line uses the bundle's" in notes
+
+
+def test_a_bundle_that_no_folder_can_hold_costs_no_work(tiny_checkpoint, tmp_path):
+    (tmp_path / "file").touch()
+
+    def choose(model):
+        raise AssertionError("work began")
+
+    with pytest.raises(InputError, match=r"p.grdb cannot be written, as .*/file is a file; choose another folder"):
+        bundle_from_checkpoint(tiny_checkpoint, tmp_path / "file" / "folder" / "p.grdb", choose=choose)

@@ -111,6 +111,16 @@ def test_the_cpu_engine_works_as_before(bundle):
     assert np.array_equal(before.phi, after.phi) and before.decision == after.decision
 
 
+def test_a_graph_that_scores_patches_itself(tiny_score_map_bundle):
+    plan = plan_of_engines(tiny_score_map_bundle, [TARGETS["rtx-ada"]])
+    assert 0 < plan.models["fp16"].max_difference < 0.01
+    built, engines = engines_into_bundle(plan)
+    assert [each.fingerprint.precision for _, each in engines] == ["fp16"]
+    check_header(built.files["engines/rtx-ada-fp16.engine"], "tensorrt_rtx", engines[0][1].fingerprint.version)
+    assert built.head == "score_map"
+    assert built.decision["bundle"] == built.seal
+
+
 def test_engines_are_replaced_and_the_first_precision_is_used(bundle):
     ada = TARGETS["rtx-ada"]
     engines_into_bundle(plan_of_engines(bundle, [ada], ["fp16"]))
@@ -321,7 +331,7 @@ BROKEN = {
     "foreign network": (
         with_model(other_network),
         ADA,
-        "no generator of this bundle: it takes and gives [0, 3, 224",
+        "not that of this bundle: it takes and gives [0, 3, 224",
     ),
     "unknown operator": (with_model(custom_operator), ADA, "ONNX Runtime does not take the model"),
     "weights beyond FP16": (with_model(huge_weight), ADA, "and FP16 ends at 65504; keep 'decoder.out' in FP32"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from grd_edge.bench.engines import ranged_bundle
 
-from grd_edge import build_engine, engine_choice, search
+from grd_edge import build, build_engine, engine_choice
 from grd_edge.build_engine import engines_into_bundle, plan_of_engines
 from grd_edge.bundle import MODEL, RANGES, read_bundle, write_bundle
 from grd_edge.checkpoint import write_checkpoint
@@ -20,11 +20,13 @@ from grd_edge.engine import device, tensorrt
 from grd_edge.engine.builder import BuiltEngine
 from grd_edge.engine.cuda_driver import CudaBindings
 from grd_edge.engine.onnxruntime import OnnxRuntimeEngine
-from grd_edge.engine_choice import Trial
+from grd_edge.engine_choice import TensorRtContender, Trial
 from grd_edge.errors import EngineError, InputError
+from grd_edge.heads import scores_from_maps
 from grd_edge.precision import Budget, only_fp32
+from grd_edge.selection import unit_patches
 from grd_edge.targets import TARGETS
-from tests.conftest import run_cli
+from tests.conftest import run_cli, score_map_model
 from tests.engine.fakes import DEVICE, FINGERPRINT, FakeRuntime, FakeTensorRt, engine_bytes, refused
 
 RTX, ADA = TARGETS["rtx"], TARGETS["rtx-ada"]
@@ -124,6 +126,17 @@ def engines_for(bundle, target):
 # ----------------------------------------------------------------------------------------------------- measured
 
 
+def test_scores_of_the_graphs_own_are_taken_as_they_are(machine, tiny_config):
+    network = machine.functions["scores"] = OnnxRuntimeEngine(score_map_model(), threads=1).reconstruct
+    data = engine_bytes(io=[IO[0], ["y", "OUTPUT", "FLOAT", [-1, 1, 33, 32]]], function="scores")
+    patches = np.random.default_rng(0).integers(0, 256, (11, 32, 32, 1), np.uint8)
+    with TensorRtContender(BuiltEngine(data, FINGERPRINT, 0.1, ()), ADA, tiny_config) as contender:
+        found = contender.scores(patches)
+    expected = scores_from_maps(network(unit_patches(patches)))
+    assert np.abs(found.phi - expected.phi).max() <= 1e-6
+    assert np.abs(found.phi_local - expected.phi_local).max() <= 1e-6
+
+
 @pytest.mark.parametrize("target", ["rtx", "trt"])
 def test_an_int8_that_is_faster_and_inside_the_budget_ships(machine, path, trial, fp32, target):
     target = TARGETS[target]
@@ -186,7 +199,7 @@ def test_an_int8_that_gives_no_numbers_is_refused(machine, path, trial, fp32):
     machine.functions["int8"] = lambda x: np.full_like(x, np.nan)
     precision, tried, _ = chosen(path, RTX, trial)
     assert precision == "fp16"
-    assert tried["int8"]["lost"] == "this machine cannot run it: it gives reconstructions that are not finite"
+    assert tried["int8"]["lost"] == "this machine cannot run it: it gives values that are not finite"
     assert "speed" not in tried["int8"] and tried["fp16"]["accuracy"]["flips"] == 0
 
 
@@ -302,7 +315,7 @@ def test_build_bundle_does_all_steps(machine, stock, tiny_checkpoint, parts, tmp
         assert options["budget"] == Budget(0.01, 0.02)
         return replace(only_fp32(file, "it was not measured"), files={RANGES: stock.files[RANGES]})
 
-    monkeypatch.setattr(search, "choice_of_checkpoint", choose)
+    monkeypatch.setattr(build, "choice_of_checkpoint", choose)
     write_checkpoint(tmp_path / "c.safetensors", tiny_checkpoint)
     machine.functions["int8"] = fp32
     words = ("build", "bundle", tmp_path / "c.safetensors", "-o", tmp_path / "b.grdb", "--data", parts, "--json")

@@ -7,13 +7,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+from torch import nn
 
 from grd_edge.calibrate import session_of, watching
 from grd_edge.checkpoint import Checkpoint
 from grd_edge.config import load_config
 from grd_edge.equalize import LARGEST_EXPONENT, channel_peaks, equalized
 from grd_edge.errors import InputError
-from grd_edge.export import onnx_from_checkpoint
+from grd_edge.export import onnx_from_checkpoint, plain_export
 from grd_edge.files import sha256_hex
 from grd_edge.models.generator import Reconstructor
 from grd_edge.quantize import layers_of, quantized
@@ -42,6 +43,18 @@ def run(model, x):
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, {"x": x})[0]
+
+
+def test_filters_of_a_map_keep_the_scale_of_their_scores():
+    layers = nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 1)
+    filters = nn.Conv2d(1, 1, (1, 5), padding=(0, 2)), nn.Conv2d(1, 1, (5, 1), padding=(2, 0))
+    torch.manual_seed(0)
+    net = nn.Sequential(*layers, *filters).eval()
+    model = onnx.load_from_string(plain_export(net, load_config(overrides=TINY).model))
+    other = equalized(model, channel_peaks(model, [PATCHES]))
+    changed = {a.name for a, b in zip(model.graph.initializer, other.graph.initializer, strict=True) if a != b}
+    assert changed and not {name for name in changed if name.startswith(("5.", "6."))}
+    np.testing.assert_array_equal(run(model, PATCHES), run(other, PATCHES))
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,14 @@
 import json
 
 import pytest
+from grd_edge.bench.adding import add
 
 from grd_edge.bundle import read_bundle
 from grd_edge.config import load_config
 from grd_edge.data.dataset import dataset_from_folder
 from grd_edge.data.synthetic import write_synthetic_parts
 from grd_edge.demo import Watcher, run_demo
+from grd_edge.qat import student_of
 from tests.conftest import TINY
 
 PROMISED = {
@@ -56,6 +58,13 @@ def test_the_summary_keeps_its_promises(run):
     assert len(stages) >= 7
 
 
+def test_the_summary_becomes_a_record(run, tmp_path):
+    _, out, summary, _ = run
+    figures = json.loads(add(out / "summary.json", "demo", root=tmp_path).read_text())["figures"]
+    assert (figures["auroc"], figures["steps"]) == (summary["image_auroc"], 150)
+    assert (figures["precision"], figures["precision_speedup"], figures["layers_kept"]) == ("fp32", 1.0, 0)
+
+
 def test_engine_and_reference_decide_alike(run):
     summary = run[2]
     assert summary["decision_flips"] == summary["patch_decision_flips"] == 0
@@ -84,3 +93,13 @@ def test_the_contact_sheet_is_a_picture(run):
     sheet = cv2.imread(str(run[1] / "contact_sheet.png"))
     assert sheet.shape[0] > 400 and sheet.shape[1] > 800
     assert len({tuple(pixel) for pixel in sheet.reshape(-1, 3)[::97]}) > 50  # more than an empty page
+
+
+def test_a_fine_tuned_demo_ships_the_int8_of_its_student(tmp_path):
+    write_synthetic_parts(tmp_path / "parts", train=20, good=4, defect=4)
+    config = load_config(overrides=(*TINY, "train.steps=2", "train.batch=4"))
+    summary = run_demo(dataset_from_folder(tmp_path / "parts"), config, tmp_path, precision="int8", qat_seconds=1)
+    student = student_of(tmp_path / "checkpoint.safetensors", tmp_path / "fine-tuned.safetensors")
+    assert student.provenance["qat"]["steps"] >= 1
+    assert summary["precision"]["chosen"]["cpu"].startswith("int8")
+    assert summary["precision"]["tried"][0]["from"] == "fine-tuned"

@@ -11,8 +11,10 @@ from grd_edge.losses import (
     contextual_loss,
     discriminator_loss,
     encoder_loss,
+    focal_loss,
     noise_loss,
     reconstruction_terms,
+    segmentation_loss,
     weighted_sum,
 )
 from grd_edge.models.generator import GeneratorOutput
@@ -83,3 +85,52 @@ def test_the_sum_has_the_published_weights(x):
     expected = 1 * 1 + 50 * terms["contextual"] + 1 * 1 + 3 * terms["noise"]
     assert torch.isclose(weighted_sum(terms, config), expected)
     assert torch.isclose(weighted_sum({"encoder": torch.tensor(2.0)}, config, scale=4), torch.tensor(8.0))
+
+
+def test_segmentation_loss_is_of_probabilities_times_the_region():
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(3, 1, 7, 9, dtype=torch.float64)).requires_grad_()
+    mask, roi = (torch.randint(0, 2, (3, 1, 7, 9)).double() for _ in range(2))
+    loss = segmentation_loss(logits, mask, roi)
+    p, truth = torch.sigmoid(logits) * roi, mask * roi
+    p_true = torch.where(truth > 0, p, 1 - p)
+    expected = (-torch.where(truth > 0, 0.25, 0.75) * (1 - p_true) ** 2 * p_true.log()).mean()
+    assert torch.isclose(loss, expected, rtol=1e-12)
+    (of_region,) = torch.autograd.grad(loss, logits)
+    assert (of_region[roi == 0] == 0).all() and (of_region[roi == 1] != 0).all()
+    whole = segmentation_loss(logits, mask, None)
+    assert torch.equal(whole, segmentation_loss(logits, mask, torch.ones_like(roi)))
+    (everywhere,) = torch.autograd.grad(whole, logits)
+    assert (everywhere != 0).all() and torch.equal(everywhere[roi == 1], of_region[roi == 1])
+    assert segmentation_loss(logits, mask, torch.zeros_like(roi)) == 0
+
+
+@pytest.mark.parametrize("alpha", [None, 0.25])
+def test_focal_loss_is_its_definition(alpha):
+    torch.manual_seed(0)
+    logits, target = 3 * torch.randn(5, 1, 7, 9, dtype=torch.float64), torch.randint(0, 2, (5, 1, 7, 9)).double()
+    p = torch.sigmoid(logits)
+    p_true = torch.where(target > 0, p, 1 - p)
+    weight = 1 if alpha is None else torch.where(target > 0, alpha, 1 - alpha)
+    expected = (-weight * (1 - p_true) ** 2 * p_true.log()).mean()
+    assert torch.isclose(focal_loss(logits, target, alpha=alpha), expected, rtol=1e-12)
+
+
+def test_focal_loss_of_two_classes_is_that_of_the_difference_of_their_logits():
+    logits = torch.randn(4, 2, 5, 5, dtype=torch.float64)
+    target = torch.randint(0, 2, (4, 5, 5))
+    p_true = logits.softmax(1).gather(1, target[:, None])
+    expected = (-((1 - p_true) ** 2) * p_true.log()).mean()
+    assert torch.isclose(focal_loss(logits[:, 1] - logits[:, 0], target), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 2.0])
+def test_focal_loss_and_its_gradient_stay_finite_at_any_logit(gamma):
+    logits = torch.tensor([-1e4, -90.0, 0.0, 90.0, 1e4], requires_grad=True)
+    for target in (torch.zeros(5), torch.ones(5)):
+        loss = focal_loss(logits, target, gamma)
+        loss.backward()
+        assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+    assert focal_loss(torch.tensor([1e4]), torch.ones(1)) == 0
+    assert focal_loss(torch.tensor([-1e4]), torch.ones(1)) == 1e4

@@ -34,7 +34,7 @@ from grd_edge.parity import (
     rank_correlation,
     refitted,
 )
-from grd_edge.pixel_metrics import PixelScores, area_under_curve, paired_aupro_bootstrap
+from grd_edge.pixel_metrics import PixelScores, area_under_curve, auroc_of_counts, paired_pixel_intervals
 from grd_edge.products import ProductRule
 from grd_edge.quantize import qdq_from_onnx
 from grd_edge.ranges import RangeTable
@@ -102,17 +102,21 @@ def test_aupro_of_resampled_images():
         for frame, mask in zip(frames, truth, strict=True):
             shifted = frame + noise * rng.random((24, 24)) + (0 if mask is None else gain * mask)
             scores.add(shifted.astype(np.float32) / 2, mask)
-        exact.append(scores.quality().aupro)
+        exact.append((scores.quality().auroc, scores.quality().aupro))
         counts.append(scores.counts())
+        pixels = [each.sum(0).astype(np.int64) for each in (counts[-1].found, counts[-1].good)]
+        assert auroc_of_counts(*pixels) == pytest.approx(exact[-1][0], abs=1e-3)
+        assert pixels[0].sum() == sum(mask.sum() for mask in truth[12:])
         binned = area_under_curve(counts[-1].good.sum(0).astype(float), counts[-1].gained.sum(0).astype(float), 0.3)
-        assert binned / 0.3 == pytest.approx(exact[-1], abs=1e-3)
+        assert binned / 0.3 == pytest.approx(exact[-1][1], abs=1e-3)
         assert counts[-1].gained.sum() == pytest.approx(scores.regions, rel=1e-5)
         assert counts[-1].good.sum() == 30 * 576 - sum(mask.sum() for mask in truth[12:])
-    low, high = paired_aupro_bootstrap(*counts, n=200)
-    assert low < exact[0] - exact[1] < high and 0.002 < high - low < 0.2
-    assert paired_aupro_bootstrap(counts[0], counts[0], n=20) == (0, 0)
+    intervals = paired_pixel_intervals(*counts, n=200)
+    for (low, high), a, b in zip((intervals["pixel_auroc"], intervals["aupro"]), *exact, strict=True):
+        assert low < a - b < high and 0.002 < high - low < 0.2
+    assert set(paired_pixel_intervals(counts[0], counts[0], n=20).values()) == {(0, 0)}
     only = replace(counts[0], defective=np.ones(30, bool))
-    assert paired_aupro_bootstrap(only, only) is None
+    assert paired_pixel_intervals(only, only) == {}
 
 
 # ---------------------------------------------------------------------------------------------- whole images
@@ -433,7 +437,7 @@ def test_the_report_of_the_command_line(int8_bundle, dataset, parts, tmp_path, m
     text = (tmp_path / "parity.md").read_text()
     assert "| patches, refitted thresholds |" in text and "| image AUROC |" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(tables) == 5 + 4 + 4 + 6
+    assert len(tables) == 5 + 4 + 5 + 6
     with open(tmp_path / "patches.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert tuple(rows[0]) == COLUMNS and len(rows) == document["patches"] == 9 * len(dataset.test)
@@ -460,11 +464,13 @@ def test_pictures_are_left_out_without_matplotlib(tiny_bundle_files, parts, tmp_
     assert "no pictures were drawn" in out and "grd-edge[demo]" in " ".join(out.split())
     assert "flips, products, refitted thresholds" in out
     assert {path.name for path in tmp_path.iterdir()} == {
+        "details.json",
         "eval.json",
         "images.csv",
         "parity.json",
         "parity.md",
         "patches.csv",
+        "worst",
     }
 
 

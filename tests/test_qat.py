@@ -121,7 +121,7 @@ def test_its_ranges_reach_the_build(tuned, teacher, dataset):
     own = onnx_from_checkpoint(tuned)
     table = table_of_checkpoint(tuned, own)
     assert table == table_from_json(json.loads(table.to_bytes()), "the table")
-    assert (table.algorithm, table.model_sha256, table.images) == ("qat", sha256_hex(own), len(dataset.calibration))
+    assert (table.algorithm, table.model_sha256, table.images) == ("qat", sha256_hex(own), len(dataset.train))
     for style in ("openvino", "onnxruntime", "tensorrt"):
         qdq_from_onnx(own, table, style=style)
     learned = ranges_of_checkpoint(tuned)

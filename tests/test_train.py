@@ -13,7 +13,8 @@ from grd_edge.data.dataset import dataset_from_folder
 from grd_edge.data.frames import Frame, FrameStore, batch_at, grid_from_config
 from grd_edge.errors import DivergedError
 from grd_edge.train import SEEN_IMAGES, checkpoint_from_dataset, train_run, untrained_checkpoint
-from grd_edge.training_state import TrainingState, learning_rate
+from grd_edge.training_state import TrainingState
+from grd_edge.training_step import learning_rate
 
 
 @pytest.fixture(scope="module")

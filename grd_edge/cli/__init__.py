@@ -6,28 +6,31 @@ Results go to stdout, everything else to stderr. Exit codes: 0 good, 1 a user er
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import typer
 
 from grd_edge.cli import (
+    bench,
     build,
     calibrate,
+    compare,
     demo,
     doctor,
     eval,
     import_,
     infer,
     inspect,
+    package,
     recalibrate,
+    report,
+    stream,
     train,
     validate_config,
 )
 from grd_edge.cli.common import is_first_process
 from grd_edge.errors import GrdError, InputError, MissingExtraError, StoppedError
+from grd_edge.interrupts import noticing_ctrl_c
 
 app = typer.Typer(
     name="grd-edge",
@@ -46,45 +49,40 @@ app.command("recalibrate")(recalibrate.recalibrate)
 app.add_typer(build.app, name="build")
 app.command("eval")(eval.eval_)
 app.command("infer")(infer.infer)
+app.command("stream")(stream.stream)
+app.command("bench")(bench.bench)
+app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)
+app.command("package")(package.package)
+app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 
 # top-level packages that only an extra installs -> that extra
-_EXTRA_OF = {"cv2": "images", "onnx": "build", "onnxruntime": "build", "elpv_dataset": "demo", "matplotlib": "demo"}
+_EXTRA_OF = {
+    "cv2": "images",
+    "onnx": "build",
+    "onnxruntime": "build",
+    "elpv_dataset": "demo",
+    "matplotlib": "demo",
+    "jinja2": "report",
+}
 
 
 def main() -> None:
     """Entry point: turns errors into one sentence on stderr and an exit code."""
-    with _noticing_ctrl_c() as stopped:
+    with noticing_ctrl_c() as stopped:
         try:
             app()
         except BaseException as error:
             told = _told(error)
             # Whatever a library makes of the interruption, typer an exit code and torch an error of its own.
             if stopped() and not isinstance(error, StoppedError):
-                told = StoppedError("stopped by Ctrl-C; files that were complete before are unchanged")
+                told = StoppedError("stopped by Ctrl-C; every file is complete, as it was or as this command makes it")
             if told is None:
                 raise
             if is_first_process():
                 print(f"grd-edge: {told}", file=sys.stderr)
             sys.exit(told.exit_code)
-
-
-@contextmanager
-def _noticing_ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Yields what tells whether Ctrl-C was pressed and interrupted something."""
-    stopped = False
-
-    def interrupt(number: int, frame: object) -> None:
-        nonlocal stopped
-        stopped = True
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield lambda: stopped
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _told(error: BaseException) -> GrdError | None:

@@ -131,16 +131,13 @@ def bundle(
 
     For a benchmark root CHECKPOINT and --output are the folders of <category>.safetensors and <category>.grdb.
     """
-    from grd_edge.build import bundle_from_checkpoint, roi_of_dataset
-    from grd_edge.bundle import MODEL
+    from grd_edge.build import bundle_from_checkpoint, bundle_from_dataset
     from grd_edge.checkpoint import read_checkpoint
     from grd_edge.data.check import check_dataset
     from grd_edge.engine_choice import Trial
     from grd_edge.errors import InputError
     from grd_edge.precision import Budget
     from grd_edge.qat import student_of
-    from grd_edge.recalibrate import recalibrated_bundle
-    from grd_edge.search import choice_of_checkpoint
 
     targets, trial = targets_named(target), None
     if targets:
@@ -154,7 +151,6 @@ def bundle(
         if lost:
             err.print(f"grd-edge: {lost}", soft_wrap=True)
     else:
-        decision = trained.config.decision
         dataset = load_dataset(data, seed=trained.config.train.seed, need_test=False)
         check_dataset(dataset, trained.config)
         budget = Budget(max_auroc_drop, max_flips)
@@ -162,22 +158,14 @@ def bundle(
         options = {"request": precision or "auto", "budget": budget, **({"recipe": recipe} if recipe else {})}
         options["student"] = student_of(checkpoint, qat) if qat else None
         with progress() as bar:
-            built = bundle_from_checkpoint(
+            built = bundle_from_dataset(
                 trained,
                 output,
-                roi=roi_of_dataset(dataset),
-                choose=lambda model: choice_of_checkpoint(
-                    trained, dataset.train, model, MODEL, watch=PrecisionBar(bar).watcher, **options
-                ),
-                finish=lambda folder: recalibrated_bundle(
-                    folder,
-                    dataset.calibration,
-                    alpha=decision.alpha if alpha is None else alpha,
-                    k=decision.k,
-                    run_agreement=decision.run_agreement,
-                    regions=dataset.regions,
-                    on_progress=ImageBar(bar, "calibrate", len(dataset.calibration)),
-                ),
+                dataset,
+                alpha=alpha,
+                watch=PrecisionBar(bar).watcher,
+                on_calibrated=ImageBar(bar, "calibrate", len(dataset.calibration)),
+                **options,
             )
     if targets:
         built = _with_engines(output, targets, trial)

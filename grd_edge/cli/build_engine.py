@@ -205,7 +205,7 @@ def _print_engines(
     for name, planned in plan.models.items():
         counted = ", ".join(f"{count} in {kind}" for kind, count in planned.layers.precisions().items())
         difference = f"{planned.max_difference:.2g} at most, {planned.mean_difference:.2g} in the mean"
-        rows = {"layers": counted, "x_hat differs from fp32 on noise by": difference}
+        rows = {"layers": counted, "output differs from fp32 on noise by": difference}
         rows["to fix"] = "; ".join(str(each) for each in planned.findings if each.open) or "nothing"
         print_rows(f"{name} model, form {planned.form}", rows)
         if layers:

@@ -8,9 +8,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from grd_edge.errors import GrdError, InputError, MissingExtraError, StoppedError
+from grd_edge.errors import GrdError, InputError, MissingExtraError, StoppedError, failure_of
 from grd_edge.results import plain
 
 # Names and paths of users are text, whatever brackets and colons they hold.
@@ -39,6 +40,42 @@ BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folde
 CheckpointPath = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint, name.safetensors.", show_default=False)
 ]
+
+
+class FileFormat(StrEnum):
+    csv = "csv"
+    jsonl = "jsonl"
+
+
+# of the verbs that inspect images
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Folder that results.csv or results.jsonl grows in.")
+]
+Formats = Annotated[list[FileFormat] | None, typer.Option("--format", help="Of the results; repeatable. Default: csv.")]
+HeatmapTop = Annotated[
+    float | None, typer.Option(min=1e-4, max=1, help="Difference at which the pictures' color scale ends.")
+]
+ProductBy = Annotated[
+    str | None, typer.Option(metavar="REGEX", help="Searched in the path; its first group names the product.")
+]
+RunBy = Annotated[
+    str | None, typer.Option(metavar="REGEX", help="Searched in the path; its first group names the run.")
+]
+Recursive = Annotated[bool, typer.Option("--recursive", help="Images of all subfolders, too.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads of the engine; 0: all cores.")]
+EnginePrecision = Annotated[str | None, typer.Option(help="Precision of the engine; default: the bundle's.")]
+
+
+def format_names(formats: Sequence[FileFormat] | None) -> tuple[str, ...]:
+    """Formats as the library names them, each once."""
+    return tuple(dict.fromkeys(str(each) for each in formats or [FileFormat.csv]))
+
+
+def tab_line(values: Iterable[Any]) -> str:
+    """Values of one row for a terminal: six decimals, nothing for None."""
+    return "\t".join(
+        f"{value:.6f}" if isinstance(value, float) else str("" if value is None else value) for value in values
+    )
 
 
 def share(text: str | float) -> float:
@@ -152,37 +189,53 @@ def each_category(
             folders = _categories(place)
             if not folders:
                 return verb(**arguments)
-            homes = _folders_of_categories(place, folders, arguments, inputs or {}, outputs or {}, defaults)
-            rows: dict[str, dict[str, Any]] = {}
-            failed: dict[str, GrdError] = {}
-            for index, folder in enumerate(folders, start=1):
-                name = folder.name
-                if is_first_process():
-                    err.print(f"{name} ({index} of {len(folders)})")
-                own = {parameter: home / f"{name}{suffix}" for parameter, (home, suffix) in homes.items()}
-                row: dict[str, Any] = {}
+            homes = folders_of_categories(place, folders, arguments, inputs or {}, outputs or {}, defaults)
+
+            def run(folder: Path, row: dict[str, Any]) -> None:
+                own = {parameter: home / f"{folder.name}{suffix}" for parameter, (home, suffix) in homes.items()}
                 token = _category.set(row)
                 try:
                     verb(**{**arguments, **narrowed(folder), **own})
-                except (MissingExtraError, StoppedError):
-                    raise
-                except GrdError as error:
-                    failed[name] = error
                 finally:
                     _category.reset(token)
+
+            rows: dict[str, dict[str, Any]] = {}
+            failed: dict[str, GrdError] = {}
+            for name, row, error in over_categories(folders, run):
+                if error:
+                    failed[name] = error
                 if row:
                     rows[name] = row
             if is_first_process():
                 _print_categories(rows, failed, columns, json_=arguments["json_"])
             if failed:
-                sentences = "; ".join(f"{name}: {error}" for name, error in failed.items())
-                summary = InputError(f"{len(failed)} of {len(folders)} categories failed: {sentences}")
-                summary.exit_code = max(error.exit_code for error in failed.values())
-                raise summary
+                raise failure_of(f"{len(failed)} of {len(folders)} categories failed", failed)
 
         return looped
 
     return decorate
+
+
+def over_categories(
+    folders: Sequence[Path], run: Callable[[Path, dict[str, Any]], None]
+) -> Iterator[tuple[str, dict[str, Any], GrdError | None]]:
+    """Name, row and error of each category, as `run`, which fills the row, is done with it.
+
+    Raises:
+        MissingExtraError, StoppedError: these end the loop.
+    """
+    for index, folder in enumerate(folders, start=1):
+        if is_first_process():
+            err.print(f"{folder.name} ({index} of {len(folders)})")
+        row: dict[str, Any] = {}
+        failure = None
+        try:
+            run(folder, row)
+        except (MissingExtraError, StoppedError):
+            raise
+        except GrdError as error:
+            failure = error
+        yield folder.name, row, failure
 
 
 def _categories(place: str | Path | None) -> list[Path]:
@@ -192,7 +245,7 @@ def _categories(place: str | Path | None) -> list[Path]:
     return categories(Path(place)) if place is not None and Path(place).is_dir() else []
 
 
-def _folders_of_categories(place, folders, arguments, inputs, outputs, defaults) -> dict[str, tuple[Path, str]]:
+def folders_of_categories(place, folders, arguments, inputs, outputs, defaults) -> dict[str, tuple[Path, str]]:
     """parameter -> folder and suffix of the categories' files.
 
     Raises:
@@ -249,8 +302,12 @@ def cell(value: Any) -> str:
 
 
 @contextmanager
-def progress(*, visible: bool = True) -> Iterator[Progress]:
-    """Progress bar on stderr; the task's `note` field is shown at its end."""
+def progress(*, visible: bool = True, live: bool = True) -> Iterator[Progress]:
+    """Progress bar on stderr; the task's `note` field is shown at its end.
+
+    Args:
+        live: a thread draws it; else it is drawn when `refresh` is called, and does not disturb what is timed.
+    """
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
@@ -258,7 +315,7 @@ def progress(*, visible: bool = True) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=err, disable=not visible) as bar:
+    with Progress(*columns, console=err, disable=not visible, auto_refresh=live) as bar:
         yield bar
 
 

@@ -13,6 +13,7 @@ from grd_edge.cli.common import Data, ImageBar, Json, Settings, TrainingBar, loa
 def demo(
     data: Data = "elpv",
     train_seconds: Annotated[float, typer.Option(min=1, help="Time budget of the training.")] = 240,
+    qat_seconds: Annotated[float, typer.Option(min=0, help="Time budget of the fine-tuning for INT8; 0: none.")] = 100,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Where the results go.")] = Path("artifacts/demo"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of split and training.")] = 0,
     settings: Settings = None,
@@ -31,17 +32,17 @@ def demo(
 
         def stage(text: str) -> None:
             bar.console.print(Text.assemble(("·", "bold"), " ", text))
-            bars["text"], bars["images"] = text, None
+            bars["text"], bars["images"], bars["training"] = text, None, None
 
         def training(state) -> None:
-            bars["training"] = bars.get("training") or TrainingBar(bar)
+            bars["training"] = bars["training"] or TrainingBar(bar)
             bars["training"](state)
 
         def images(done: int, total: int) -> None:
             bars["images"] = bars["images"] or ImageBar(bar, "images", total)
             bars["images"](done)
 
-        summary = run_demo(dataset, config, out_dir, Watcher(stage, training, images))
+        summary = run_demo(dataset, config, out_dir, Watcher(stage, training, images), qat_seconds=qat_seconds)
     print_json(summary) if json_ else _print(summary, dataset, out_dir)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -26,15 +25,10 @@ def doctor(
         return _doctor_of_target(target, json_)
     from grd_edge import _native, kernels
     from grd_edge.errors import GrdError
-
-    def version(package: str) -> str:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return "not installed"
+    from grd_edge.machine import version_of
 
     report: dict[str, object] = {"python": platform.python_version(), "machine": platform.machine()}
-    report |= {package: version(package) for package in PACKAGES}
+    report |= {package: version_of(package) or "not installed" for package in PACKAGES}
     healthy = True
     try:
         report["native library"] = f"{_native.library().grd_version_string().decode()} in {_native.library_dir()}"

@@ -9,7 +9,6 @@ import typer
 
 from grd_edge.cli.common import (
     BundlePath,
-    Data,
     ImageBar,
     Json,
     cell,
@@ -52,7 +51,18 @@ def _against(text: str) -> Any:
 )
 def eval_(
     bundle: BundlePath,
-    data: Data,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DIR|elpv", help="Folder with test/ (and train/good), or the ELPV solar cells."),
+    ] = None,
+    benchmark_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--benchmark-root",
+            metavar="DIR",
+            help="In place of --data: a folder of such folders; every engine on each, beside PyTorch and untrained.",
+        ),
+    ] = None,
     against: Annotated[
         Any,
         typer.Option(
@@ -69,7 +79,10 @@ def eval_(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Folder for eval.json and images.csv; with --against, the parity report, too."
+            "--output",
+            "-o",
+            help="Folder for eval.json, images.csv and what `report` shows; with --against, the parity report, too; "
+            "with --benchmark-root, for benchmark.json and benchmark.csv.",
         ),
     ] = None,
     untrained: Annotated[
@@ -80,12 +93,21 @@ def eval_(
 ) -> None:
     """AUROC, AP, AUPRO, rates at the shipped threshold, with intervals; with --against, parity with a reference.
 
-    For a benchmark root BUNDLE is the folder that holds <category>.grdb; so is that of checkpoints.
+    For a benchmark root BUNDLE is the folder that holds <category>.grdb; so is that of checkpoints. `--data` measures
+    the engine that ships, `--benchmark-root` all that run here, with intervals of the means.
     """
+    if (data is None) == (benchmark_root is None):
+        raise typer.BadParameter("give either --data or --benchmark-root")
+    if benchmark_root:
+        from grd_edge.cli.eval_benchmark import eval_root
+
+        options = {"precision": precision, "untrained": untrained, "seed": seed}
+        return eval_root(bundle, benchmark_root, against=against, output=output, json_=json_, **options)
     from grd_edge.bundle import read_bundle
     from grd_edge.evaluate import evaluated_bundle, training_seed
     from grd_edge.files import write_atomically
     from grd_edge.products import ProductRule
+    from grd_edge.report.details import write_details
     from grd_edge.report.parity import LargestDifferences, write_report
     from grd_edge.results import csv_lines, json_document
     from grd_edge.scored import COLUMNS, rows_from_scored
@@ -113,6 +135,10 @@ def eval_(
                 write_report(output, comparison, largest, bundle=opened.manifest["name"], data=data)
             except MissingExtraError as error:
                 result["notes"].append(f"no pictures were drawn: {error}")
+        try:
+            write_details(output, bundle, scored, precision=precision, data=data)
+        except MissingExtraError as error:
+            result["notes"].append(f"the worst errors were not drawn: {error}")
         write_atomically(output / "eval.json", json_document(result))
     if json_ or in_category():
         print_json(result)

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from grd_edge.cli.common import BundlePath, ImageBar, Json, each_category, err, in_category, print_json, progress
+from grd_edge.cli.common import (
+    BundlePath,
+    EnginePrecision,
+    Formats,
+    HeatmapTop,
+    ImageBar,
+    Json,
+    Output,
+    ProductBy,
+    Recursive,
+    RunBy,
+    Threads,
+    each_category,
+    err,
+    format_names,
+    in_category,
+    print_json,
+    progress,
+    tab_line,
+)
 
 COLUMNS = ("image", "decision", "score", "threshold", "patches", "defective_patches", "total_ms")
 LONG_IMAGES = 200  # from here on a bar shows progress even when the lines go to a terminal, too
-
-
-class FileFormat(StrEnum):
-    csv = "csv"
-    jsonl = "jsonl"
 
 
 def _root(arguments: dict[str, Any]) -> Path | None:
@@ -33,26 +46,16 @@ def _root(arguments: dict[str, Any]) -> Path | None:
 def infer(
     bundle: BundlePath,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder that results.csv or results.jsonl grows in.")
-    ] = None,
-    formats: Annotated[
-        list[FileFormat] | None, typer.Option("--format", help="Of the results; repeatable. Default: csv.")
-    ] = None,
+    output: Output = None,
+    formats: Formats = None,
     heatmaps: Annotated[bool, typer.Option("--heatmaps", help="A picture per image, in OUT/heatmaps.")] = False,
-    heatmap_top: Annotated[
-        float | None, typer.Option(min=1e-4, max=1, help="Difference at which the pictures' color scale ends.")
-    ] = None,
+    heatmap_top: HeatmapTop = None,
     roi: Annotated[Path | None, typer.Option("--roi", help="Mask of interest of all images.")] = None,
-    product_by: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Searched in the path; its first group names the product.")
-    ] = None,
-    run_by: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Searched in the path; its first group names the run.")
-    ] = None,
-    recursive: Annotated[bool, typer.Option("--recursive", help="Images of all subfolders, too.")] = False,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0: all cores.")] = 0,
-    precision: Annotated[str | None, typer.Option(help="Precision of the engine; default: the bundle's.")] = None,
+    product_by: ProductBy = None,
+    run_by: RunBy = None,
+    recursive: Recursive = False,
+    threads: Threads = 0,
+    precision: EnginePrecision = None,
     json_: Json = False,
 ) -> None:
     """Inspect images with the bundle's engine; one line per image (JSON lines with --json).
@@ -60,8 +63,9 @@ def infer(
     An image that cannot be inspected gets the decision `error`, the others are inspected, and the exit code is 1. For
     a benchmark root BUNDLE is the folder that holds <category>.grdb, and the test images are inspected.
     """
+    from grd_edge.data.images import images_of
     from grd_edge.errors import InputError
-    from grd_edge.inference import InferOptions, images_of, inspected_images
+    from grd_edge.inference import InferOptions, inspected_images
     from grd_edge.results import json_line
 
     if heatmaps and output is None:
@@ -69,7 +73,7 @@ def infer(
     files = images_of(images, recursive=recursive)
     options = InferOptions(
         output=output,
-        formats=tuple(dict.fromkeys(str(each) for each in formats or [FileFormat.csv])),
+        formats=format_names(formats),
         heatmaps=heatmaps,
         heatmap_top=heatmap_top,
         roi=roi,
@@ -100,14 +104,10 @@ def infer(
                 typer.echo(json_line(line), nl=False)
             else:
                 line[row["level"]] = row["name"] if row["level"] == "image" else f"{row['level']} {row['name']}"
-                typer.echo("\t".join(_text(value) for value in list(line.values())[: len(COLUMNS)]))
+                typer.echo(tab_line(list(line.values())[: len(COLUMNS)]))
     if in_category():
         print_json(counts)
     if failed:
         raise InputError(
             f"{len(failed)} of {len(files)} images could not be inspected and count as `error`: {failed[0]['error']}"
         )
-
-
-def _text(value: Any) -> str:
-    return f"{value:.6f}" if isinstance(value, float) else "" if value is None else str(value)

@@ -8,6 +8,7 @@ from grd_edge.cli.common import BundlePath, Json, print_json, print_rows
 def inspect(bundle: BundlePath, json_: Json = False) -> None:
     """Verify a bundle and describe it."""
     from grd_edge.bundle import read_bundle
+    from grd_edge.heads import RECONSTRUCTION
 
     opened = read_bundle(bundle)
     if json_:
@@ -15,6 +16,7 @@ def inspect(bundle: BundlePath, json_: Json = False) -> None:
         return
     manifest, fit = opened.manifest, (opened.decision or {}).get("fit", {})
     geometry, score = manifest["geometry"], manifest["score"]
+    how = f"{score['window']} window, local window {score['local_window_px']} px"
     scale = f"shorter side {geometry['scale_px']} px" if geometry["scale_px"] else "native resolution"
     rows = {
         "name": manifest["name"],
@@ -22,7 +24,7 @@ def inspect(bundle: BundlePath, json_: Json = False) -> None:
         "engines": ", ".join(f"{engine['target']}-{engine['precision']}" for engine in manifest["engines"]),
         "frames": f"{scale}, {geometry['channels']} channel(s), padding {geometry['padding']}",
         "patches": "{patch_h}x{patch_w} px, stride {stride_y}x{stride_x}".format_map(geometry),
-        "score": f"{score['decides']} decides, {score['window']} window, local window {score['local_window_px']} px",
+        "score": f"{score['decides']} decides, {how if opened.head == RECONSTRUCTION else 'scored by the graph'}",
         "mask of interest": _coverage(opened.roi),
         "threshold": opened.threshold if opened.decision else "none yet; run: grd-edge recalibrate",
         "regions": "",
@@ -57,6 +59,8 @@ def _fitted(fit: dict) -> str:
     """How the thresholds came about."""
     if not fit:
         return ""
+    if fit.get("method") == "imported":
+        return f"imported from {fit.get('from')}, uncertified, {fit.get('fitted', 'at an unknown time')}"
     if "alpha" in fit:
         how = f"alpha {fit['alpha']}, {'certified' if fit.get('certified') else 'uncertified'}"
     else:

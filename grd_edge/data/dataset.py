@@ -20,6 +20,7 @@ from grd_edge.regions import WHOLE_FRAME, Regions
 SPLITS = ("train", "validation", "calibration", "test")
 CALIBRATION_SHARE = 0.2  # of the good images that are not test images
 VALIDATION_SHARE = 0.1  # of the good images that are left for training
+SEEN_IMAGES = 45_000  # that a checkpoint names; 20 bytes each in bundle.json, whose limit is 1 MiB
 
 OnImages = Callable[[int, int], None]  # images done and planned
 
@@ -80,14 +81,17 @@ def samples_from_folder(folder: Path, kind: str = GOOD, *, on_progress: OnImages
     return _samples(images_of_kind(Path(folder), kind), on_progress)
 
 
-def categories(folder: Path) -> list[Path]:
+def categories(folder: Path, *, need_train: bool = True) -> list[Path]:
     """Subfolders of a benchmark root that hold `train/good`, sorted; none where `folder` is itself a dataset.
+
+    Args:
+        need_train: False takes those that hold `test` alone, too.
 
     Raises:
         InputError: the folder is missing or unreadable.
     """
     folders = listing(folder)[1]
-    return [] if _is_layout(Path(folder)) else [entry for entry in folders if _is_layout(entry)]
+    return [] if _is_layout(Path(folder), need_train) else [each for each in folders if _is_layout(each, need_train)]
 
 
 def content_ids(samples: Iterable[Sample]) -> list[str]:
@@ -140,8 +144,8 @@ def distinct_products(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
     return [sample for sample in samples if product_key(sample) in kept], len(contents) - len(kept)
 
 
-def _is_layout(folder: Path) -> bool:
-    return (folder / "train" / GOOD).is_dir()
+def _is_layout(folder: Path, need_train: bool) -> bool:
+    return (folder / "train" / GOOD).is_dir() or (not need_train and (folder / "test").is_dir())
 
 
 def _samples(found: list[Found], on_progress: OnImages | None = None) -> list[Sample]:
@@ -178,6 +182,15 @@ def _parts(samples: list[Sample], shares: tuple[float, ...], seed: int) -> list[
         start = stop
     parts.append(keys[start:])
     return [sorted((s for key in part for s in groups[key]), key=lambda s: str(s.path)) for part in parts]
+
+
+def parts_of_kinds(samples: Sequence[Sample], share: float, seed: int = 0) -> tuple[tuple[Sample, ...], ...]:
+    """Two random parts, about `share` and the rest of each kind; a product, and equal contents, stay in one part."""
+    kinds: dict[str, list[Sample]] = {}
+    for sample in samples:
+        kinds.setdefault(sample.kind, []).append(sample)
+    parts = [_parts(kinds[kind], (share,), seed) for kind in sorted(kinds)]
+    return tuple(tuple(sample for part in parts for sample in part[index]) for index in (0, 1))
 
 
 def dataset_from_folder(

@@ -143,6 +143,13 @@ class FrameStore:
         return mask
 
 
+class Masked(NamedTuple):
+    """Patches (N, C, H, W) float32 and their pixels of interest, (N, 1, H, W) float32 of 0 and 1."""
+
+    x: torch.Tensor
+    roi: torch.Tensor
+
+
 def batch_at(
     store: FrameStore, grid: PatchGrid, *, seed: int, step: int, batch: int, rank: int = 0, world: int = 1
 ) -> torch.Tensor:
@@ -152,8 +159,29 @@ def batch_at(
     those that show a pixel of interest. `batch` is that of one rank; rank r of w takes the r-th part of the batch of
     w * batch that a single process would draw.
     """
+    return torch.from_numpy(np.stack([x for x, _ in _drawn(store, grid, seed, step, batch, rank, world)]))
+
+
+def masked_batch_at(
+    store: FrameStore, grid: PatchGrid, *, seed: int, step: int, batch: int, rank: int = 0, world: int = 1
+) -> Masked:
+    """As `batch_at`, with the mask of interest of each patch; without one all of it is, else nothing that padding
+    added."""
+    patches, masks = [], np.ones((batch, 1, grid.patch_h, grid.patch_w), np.float32)
+    for mask, (x, interest) in zip(masks, _drawn(store, grid, seed, step, batch, rank, world), strict=True):
+        patches.append(x)
+        if interest is not None:
+            mask[:] = 0
+            mask[0, : interest.shape[0], : interest.shape[1]] = interest
+    return Masked(torch.from_numpy(np.stack(patches)), torch.from_numpy(masks))
+
+
+def _drawn(
+    store: FrameStore, grid: PatchGrid, seed: int, step: int, batch: int, rank: int, world: int
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Patches (C, patch_h, patch_w) of a batch and their part of the frame's mask of interest, smaller than the patch
+    where that is padded."""
     n = len(store)
-    patches = []
     for slot in range(rank * batch, (rank + 1) * batch):
         epoch, at = divmod(step * batch * world + slot, n)
         index = int(_permutation(n, seed, epoch)[at])
@@ -165,11 +193,12 @@ def batch_at(
             of_interest = np.arange(len(positions))
             if interest is not None:
                 of_interest = np.flatnonzero(patches_with_interest(interest, positions, grid.patch_h, grid.patch_w))
-            patches.append(grid.cut(store.unit(pixels))[of_interest[int(rng.integers(len(of_interest)))]])
-            continue
-        y, x = _position(rng, h, w, grid, interest)
-        patches.append(store.unit(pixels[y : y + grid.patch_h, x : x + grid.patch_w]))
-    return torch.from_numpy(np.stack(patches))
+            at = of_interest[int(rng.integers(len(of_interest)))]
+            (y, x), patch = positions[at], grid.cut(store.unit(pixels))[at]
+        else:
+            y, x = _position(rng, h, w, grid, interest)
+            patch = store.unit(pixels[y : y + grid.patch_h, x : x + grid.patch_w])
+        yield patch, None if interest is None else interest[y : y + grid.patch_h, x : x + grid.patch_w]
 
 
 def _position(
@@ -205,18 +234,28 @@ class BatchLoader:
     Args:
         store: frames, with `data.workers` threads and `data.prefetch` batches ahead of its configuration.
         batch, rank, world: as of `batch_at`.
+        masked: batches are those of `masked_batch_at`.
     """
 
     def __init__(
-        self, store: FrameStore, grid: PatchGrid, *, seed: int, batch: int, rank: int = 0, world: int = 1
+        self,
+        store: FrameStore,
+        grid: PatchGrid,
+        *,
+        seed: int,
+        batch: int,
+        rank: int = 0,
+        world: int = 1,
+        masked: bool = False,
     ) -> None:
-        self._make = partial(batch_at, store, grid, seed=seed, batch=batch, rank=rank, world=world)
+        make = masked_batch_at if masked else batch_at
+        self._make = partial(make, store, grid, seed=seed, batch=batch, rank=rank, world=world)
         self._ahead = store.config.data.prefetch
         workers = store.config.data.workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="grd-batch") if workers else None
-        self._pending: dict[int, Future[torch.Tensor]] = {}
+        self._pending: dict[int, Future[torch.Tensor | Masked]] = {}
 
-    def at(self, step: int) -> torch.Tensor:
+    def at(self, step: int) -> torch.Tensor | Masked:
         """Batch of a step, as `batch_at` returns it. Raises what `batch_at` raises."""
         if self._pool is None:
             return self._make(step=step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,28 @@ def image_files(folder: Path) -> list[Path]:
     if not files:
         raise InputError(f"the folder {folder} holds no image; expected files ending in {', '.join(SUFFIXES)}")
     return files
+
+
+def images_of(paths: Sequence[Path], *, recursive: bool = False) -> list[Path]:
+    """Image files, and those in folders, sorted by name within a folder.
+
+    Raises:
+        InputError: a folder is missing, unreadable or holds no image.
+    """
+    files = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+        elif recursive:
+            files += _below(path) or image_files(path)
+        else:
+            files += image_files(path)
+    return files
+
+
+def _below(folder: Path) -> list[Path]:
+    files, folders = listing(folder)
+    return files + [file for inner in folders for file in _below(inner)]
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -21,6 +21,7 @@ from grd_edge.errors import (
     InputError,
     MissingExtraError,
 )
+from grd_edge.heads import RECONSTRUCTION, output_shape
 from grd_edge.runtime import Inspector
 from grd_edge.scored import FrameInspector
 from grd_edge.shipped import config_of, opened_bundle
@@ -64,8 +65,12 @@ def against_from_text(text: str) -> Backend | Path:
     )
 
 
-def reference_inspector(bundle: Bundle, against: Backend | Path) -> FrameInspector:
+def reference_inspector(bundle: Bundle, against: Backend | Path, *, threads: int = 0, **options: Any) -> FrameInspector:
     """An inspector, to be closed, that decides as the bundle does, on the network of `against`.
+
+    Args:
+        threads: of `onnxruntime` and `openvino`; 0: all cores.
+        options: more of `ReferenceInspector`, where the backend runs the bundle's FP32 model.
 
     Raises:
         BundleError: the bundle lacks what the backend needs: the FP32 model, its configuration, the precision.
@@ -88,13 +93,13 @@ def reference_inspector(bundle: Bundle, against: Backend | Path) -> FrameInspect
     elif against.name == "onnxruntime":
         from grd_edge.engine.onnxruntime import OnnxRuntimeEngine
 
-        engine = OnnxRuntimeEngine(bundle.files[MODEL])
+        engine = OnnxRuntimeEngine(bundle.files[MODEL], threads)
     else:
         from grd_edge.engine.openvino import OpenVinoEngine
 
-        engine = OpenVinoEngine(bundle.files[MODEL], "fp32")
+        engine = OpenVinoEngine(bundle.files[MODEL], "fp32", threads)
     return ReferenceInspector(
-        engine.reconstruct, engine.version, **geometry_of_bundle(bundle), **decision_of_bundle(bundle)
+        engine.reconstruct, engine.version, **geometry_of_bundle(bundle), **decision_of_bundle(bundle), **options
     )
 
 
@@ -104,10 +109,10 @@ def _of_checkpoint(bundle: Bundle, path: Path) -> FrameInspector:
 
     inspector = TorchInspector.of_bundle(read_checkpoint(path), bundle)
     geometry = bundle.manifest["geometry"]
-    seen = (inspector.grid, inspector.scale_px, inspector.channels)
-    if seen != (bundle.grid, geometry["scale_px"], geometry["channels"]):
+    seen = (inspector.grid, inspector.scale_px, inspector.channels, inspector.head)
+    if seen != (bundle.grid, geometry["scale_px"], geometry["channels"], bundle.manifest["head"]):
         raise CheckpointError(
-            f"{path} was trained on other patches than {bundle.path} inspects; "
+            f"{path} was trained on other patches than {bundle.path} inspects, or by another method; "
             "give the checkpoint that the bundle was built from"
         )
     return inspector
@@ -131,11 +136,18 @@ def _tensorrt(bundle: Bundle, which: str) -> FrameInspector:
     engine = TensorRtEngine(bundle.files[entry["file"]], fingerprint_of(entry), entry["target"])
     geometry = bundle.manifest["geometry"]
     seen = geometry["channels"], geometry["patch_h"], geometry["patch_w"]
+    again = f"build it again with: grd-edge build engine {bundle.path} --target {entry['target']}"
     if engine.patch_shape != seen:
         engine.close()
         raise BundleError(
             f"the engine {_label(entry)} of {bundle.path} takes patches {engine.patch_shape} and the bundle cuts "
-            f"{seen}; build it again with: grd-edge build engine {bundle.path} --target {entry['target']}"
+            f"{seen}; {again}"
+        )
+    if engine.output_shape != output_shape(bundle.head, *seen):
+        engine.close()
+        raise BundleError(
+            f"the engine {_label(entry)} of {bundle.path} gives {engine.output_shape} a patch, and a {bundle.head} "
+            f"model gives {output_shape(bundle.head, *seen)}; {again}"
         )
     return ReferenceInspector(
         engine.reconstruct,
@@ -203,6 +215,11 @@ def _torch_engine(bundle: Bundle):
     from grd_edge.engine.torch import TorchEngine, network_from_onnx
     from grd_edge.export import check_reconstruction
 
+    if bundle.manifest["head"] != RECONSTRUCTION:
+        raise BundleError(
+            f"{bundle.path} holds the graph of its network but not the network; give the checkpoint that it was built "
+            "from, --against NAME.safetensors, or compare with onnxruntime"
+        )
     try:
         model = config_of(bundle).model
         engine = TorchEngine(network_from_onnx(bundle.files[MODEL], model))

@@ -10,21 +10,30 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from grd_edge.bundle import Bundle
 from grd_edge.decide import frame_decision
+from grd_edge.heads import RECONSTRUCTION, SCORE_MAP, scores_from_maps
 from grd_edge.patches import PatchGrid, prepare_frame
 from grd_edge.regions import WHOLE_FRAME, Regions, selected_patches
 from grd_edge.runtime import Inspection
-from grd_edge.score import Window, score_patches_torch
+from grd_edge.score import PatchScores, Window, score_patches_torch
+
+
+def scores_in_torch(x: np.ndarray, x_hat: np.ndarray, **options: Any) -> PatchScores:
+    """`score_patches_torch` on arrays; `options` are its."""
+    import torch
+
+    with torch.inference_mode():
+        scores = score_patches_torch(torch.from_numpy(x), torch.from_numpy(x_hat), **options)
+        return PatchScores(*(values.numpy() for values in scores))
 
 
 class ReferenceInspector:
-    """Same interface as `grd_edge.runtime.Inspector`, with the Python definitions of all but the reconstruction.
+    """Same interface as `grd_edge.runtime.Inspector`, with the Python definitions of all but the network.
 
     Args:
-        reconstruct: patches (N, C, patch_h, patch_w) float32 to their reconstructions, of the same shape and type.
+        reconstruct: patches (N, C, patch_h, patch_w) float32 to what the network yields for them, as `head` says.
         version: name and version of what reconstructs.
         grid, scale_px, channels: how a frame becomes patches.
         decides, window, local_window_px: how patches are scored, and by which score they are decided.
@@ -32,6 +41,8 @@ class ReferenceInspector:
         k: patches that make a product defective.
         regions: what `threshold` belongs to.
         roi: (H, W) mask of interest of every frame, nonzero = of interest; None: the whole frame.
+        score: scores reconstructions as `score_patches_f64` does, on float32 arrays.
+        head: what `reconstruct` yields, of `grd_edge.heads`.
         close: gives back what `reconstruct` holds.
     """
 
@@ -50,13 +61,16 @@ class ReferenceInspector:
         k: int = 1,
         regions: Regions = WHOLE_FRAME,
         roi: np.ndarray | None = None,
+        score: Callable[..., PatchScores] = scores_in_torch,
+        head: str = RECONSTRUCTION,
         close: Callable[[], None] = lambda: None,
     ) -> None:
+        self.head = head
         self.reconstruct, self.engine_version = reconstruct, version
         self.grid, self.scale_px, self.channels = grid, scale_px, channels
         self.decides, self.window, self.local_window_px = decides, window, local_window_px
         self.threshold, self.k, self.regions, self.roi = threshold, k, regions, roi
-        self.close = close
+        self.score, self.close = score, close
 
     def __enter__(self) -> ReferenceInspector:
         return self
@@ -64,7 +78,6 @@ class ReferenceInspector:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    @torch.inference_mode()
     def inspect(
         self, frame: np.ndarray, *, roi: np.ndarray | None = None, heatmap: bool = False, x_hat: bool = False
     ) -> Inspection:
@@ -77,18 +90,16 @@ class ReferenceInspector:
         cut = time.perf_counter()
         rebuilt = self.reconstruct(x)
         inferred = time.perf_counter()
-        scores = score_patches_torch(
-            torch.from_numpy(x),
-            torch.from_numpy(rebuilt),
-            window=self.window,
-            local_window_px=self.local_window_px,
-            roi=chosen.masks,
-        )
-        phi, phi_local = scores.phi.numpy(), scores.phi_local.numpy()
+        if self.head == SCORE_MAP:
+            scores = scores_from_maps(rebuilt, chosen.masks)
+        else:
+            how = {"window": self.window, "local_window_px": self.local_window_px}
+            scores = self.score(x, rebuilt, **how, roi=chosen.masks)
+        phi, phi_local = scores.phi, scores.phi_local
         deciding = phi if self.decides == "phi" else phi_local
         decided = frame_decision(deciding, self.threshold, chosen.regions, self.k)
         positions = self.grid.positions(*image.shape[1:])[chosen.index]
-        maps = self.grid.stitch(scores.heatmap.numpy(), *image.shape[1:], positions=positions) if heatmap else None
+        maps = self.grid.stitch(scores.heatmap, *image.shape[1:], positions=positions) if heatmap else None
         end = time.perf_counter()
         spans = {"cut": cut - start, "infer": inferred - cut, "score": end - inferred, "total": end - start}
         return Inspection(
@@ -114,6 +125,7 @@ def geometry_of_bundle(bundle: Bundle) -> dict[str, Any]:
         "grid": bundle.grid,
         "scale_px": geometry["scale_px"],
         "channels": geometry["channels"],
+        "head": bundle.manifest["head"],
         **bundle.manifest["score"],
     }
 

@@ -44,7 +44,7 @@ class NativeEngine:
         shape = config.model
         manifest = {
             "name": precision,
-            "head": "reconstruction",
+            "head": config.method.head,
             # Patches stand side by side in a frame, and nothing is scaled.
             "geometry": {
                 "scale_px": None,

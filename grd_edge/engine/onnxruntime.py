@@ -1,4 +1,4 @@
-"""The ONNX Runtime reference: reconstructions on the CPU."""
+"""The ONNX Runtime reference: networks on the CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NOISE_PATCHES = 4
 
 
 class OnnxRuntimeEngine:
-    """A model of one input and one output, x -> x_hat, in ONNX Runtime.
+    """A model of one input and one output in ONNX Runtime.
 
     Args:
         model: serialized single-file ONNX, FP32 or INT8 in the style `onnxruntime`.
@@ -37,7 +37,7 @@ class OnnxRuntimeEngine:
         self.version = f"ONNX Runtime {onnxruntime.__version__}"
 
     def reconstruct(self, x: np.ndarray) -> np.ndarray:
-        """Reconstructions x_hat of patches x, both (N, C, patch_h, patch_w) float32.
+        """What the network yields for patches x (N, C, patch_h, patch_w), both float32.
 
         Raises:
             EngineError: patches of another shape or type than the model takes.
@@ -50,7 +50,7 @@ class OnnxRuntimeEngine:
 
 
 def reconstruction_difference(model: bytes, reference: bytes, what: str) -> tuple[float, float]:
-    """Largest and mean |difference| of x_hat between two serialized models, on patches of seeded noise.
+    """Largest and mean |difference| between what two serialized models yield, on patches of seeded noise.
 
     It tells that a model computes, not how well it decides.
 
@@ -59,7 +59,7 @@ def reconstruction_difference(model: bytes, reference: bytes, what: str) -> tupl
 
     Raises:
         EngineError: ONNX Runtime refuses one of them.
-        CheckFailedError: a reconstruction is not finite.
+        CheckFailedError: a value is not finite.
     """
     engine = OnnxRuntimeEngine(model)
     x = np.random.default_rng(0).random((NOISE_PATCHES, *engine.patch_shape), np.float32)
@@ -70,6 +70,6 @@ def reconstruction_difference(model: bytes, reference: bytes, what: str) -> tupl
     difference = np.abs(np.concatenate(found) - np.concatenate([other.reconstruct(each[None]) for each in x]))
     if not np.isfinite(difference).all():
         raise CheckFailedError(
-            f"{what} gives reconstructions that are not finite; keep layers in higher precision, or calibrate again"
+            f"{what} gives values that are not finite; keep layers in higher precision, or calibrate again"
         )
     return float(difference.max()), float(difference.mean())

@@ -1,6 +1,8 @@
-"""The OpenVINO reference through its Python API: reconstructions on the CPU, compiled as the native backend does it."""
+"""The OpenVINO reference through its Python API: networks on the CPU, compiled as the native backend does it."""
 
 from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import openvino
@@ -12,12 +14,12 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8-bf16": "bf16"}
 
 
 class OpenVinoEngine:
-    """A model of one input and one output, x -> x_hat, in OpenVINO.
+    """A model of one input and one output in OpenVINO.
 
     Each batch size gets a compiled model of its own. Settings are those of kernels/runtime/backend_openvino.cpp.
 
     Args:
-        model: serialized single-file ONNX, FP32, or INT8 in the style `openvino`.
+        model: serialized single-file ONNX, FP32, or INT8 in the style `openvino`; or what OpenVINO read already.
         precision: `fp32`, `bf16`; for a quantized model `int8`, or `int8-bf16`: what is not quantized runs in BF16.
         threads: of the engine; 0: all cores.
 
@@ -25,7 +27,7 @@ class OpenVinoEngine:
         EngineError: an unknown precision or one that this CPU lacks, or OpenVINO refuses the model.
     """
 
-    def __init__(self, model: bytes, precision: str = "fp32", threads: int = 0) -> None:
+    def __init__(self, model: bytes | openvino.Model, precision: str = "fp32", threads: int = 0) -> None:
         if precision not in _HINTS:
             raise EngineError(f"OpenVINO takes precision {', '.join(_HINTS)}, found {precision!r}")
         self._hint, self._fuse_adds = _HINTS[precision], precision.startswith("int8")
@@ -35,14 +37,14 @@ class OpenVinoEngine:
         self._core = openvino.Core()
         self._requests: dict[int, openvino.InferRequest] = {}
         try:
-            self._model = self._core.read_model(model)
+            self._model = model if isinstance(model, openvino.Model) else self._core.read_model(model)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO does not read the model ({one_line(error)}); export it again") from error
         self._request(1)
         self.version = f"OpenVINO {openvino.__version__}"
 
     def reconstruct(self, x: np.ndarray) -> np.ndarray:
-        """Reconstructions x_hat of patches x, both (N, C, patch_h, patch_w) float32.
+        """What the network yields for patches x (N, C, patch_h, patch_w), both float32.
 
         Raises:
             EngineError: patches of another shape or type than the model takes.
@@ -63,7 +65,8 @@ class OpenVinoEngine:
             shape[0] = batch
             try:
                 self._model.reshape(shape)
-                compiled = self._compiled()
+                with ThreadPoolExecutor(1) as loader:
+                    compiled = loader.submit(self._compiled).result()
             except RuntimeError as error:
                 raise EngineError(
                     f"OpenVINO does not compile the model ({one_line(error)}); export it again"
@@ -75,6 +78,8 @@ class OpenVinoEngine:
         return self._requests[batch]
 
     def _compiled(self) -> openvino.CompiledModel:
+        """To be called on a thread that ends: OpenVINO's CPU plugin replaces the signal stack of the thread that loads
+        it, and frees its own on the thread that unloads it. A signal to the first one, such as Ctrl-C, would crash."""
         if self._fuse_adds:
             try:
                 return self._core.compile_model(self._model, "CPU", {**self._settings, "SNIPPETS_MODE": "DISABLE"})

@@ -21,6 +21,7 @@ from grd_edge.engine.device import LIBRARY, device_here
 from grd_edge.engine.fingerprint import numbers
 from grd_edge.engine.library import library_of
 from grd_edge.errors import EngineError, EngineMismatchError, GrdError, MissingExtraError
+from grd_edge.machine import system_text
 from grd_edge.targets import RTX, Target
 
 OK, NOTE, FAILS = "ok", "note", "fails"
@@ -85,12 +86,8 @@ class Machine:
     free_disk: Callable[[], int] = lambda: shutil.disk_usage(".").free
 
     def text(self, path: str) -> str:
-        """Content of a file of the system; "" where there is none. Device trees end theirs, and part them, with NUL."""
-        try:
-            data = (self.root / path).read_bytes()
-        except OSError:
-            return ""
-        return data.decode("utf-8", "replace").replace("\0", " ").strip()
+        """See `system_text`."""
+        return system_text(self.root, path)
 
 
 def checklist(target: Target, machine: Machine) -> list[Item]:

@@ -1,4 +1,4 @@
-"""The TensorRT runner in Python, classic and RTX: reconstructions on the GPU, a CUDA graph per batch size.
+"""The TensorRT runner in Python, classic and RTX: networks on the GPU, a CUDA graph per batch size.
 
 On the line the native library runs the same engine; this is what it is compared with, and what runs where it was built
 without TensorRT.
@@ -19,6 +19,7 @@ from grd_edge.engine.fingerprint import Fingerprint, check_fits
 from grd_edge.engine.library import library_of, log_of
 from grd_edge.errors import EngineError, EngineMismatchError, InputError
 from grd_edge.files import sha256_hex, write_atomically
+from grd_edge.heads import HEADS, output_shape
 from grd_edge.targets import RTX, target_named
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ GRAPHS = 16
 
 
 class TensorRtEngine:
-    """An engine of one input and one output, x -> x_hat, in TensorRT. A context manager; used from one thread.
+    """An engine of one input and one output, as of a bundle, in TensorRT. A context manager; used from one thread.
 
     All memory is taken when it is opened. A batch size is run once before it is captured, so that what is compiled or
     allocated on first use is not part of the graph.
@@ -44,6 +45,7 @@ class TensorRtEngine:
 
     Attributes:
         patch_shape: (C, patch_h, patch_w).
+        output_shape: (C, H, W) of what it yields for a patch, as its head says.
         version: of TensorRT, and the device.
         no_graphs: why batches run without a CUDA graph; "" while they have one.
         no_cache: why compiled kernels are not kept; "" where they are.
@@ -94,7 +96,7 @@ class TensorRtEngine:
         self._stack.close()
 
     def reconstruct(self, x: np.ndarray) -> np.ndarray:
-        """Reconstructions x_hat of patches x, both (N, C, patch_h, patch_w) float32.
+        """What the network yields for patches x (N, C, patch_h, patch_w), both float32.
 
         Raises:
             EngineError: patches of another shape or type than the engine takes, a closed engine, or the GPU fails.
@@ -106,7 +108,7 @@ class TensorRtEngine:
             )
         if self._engine is None:
             raise EngineError("the engine is closed; open it again")
-        x_hat = np.empty(x.shape, np.float32)
+        x_hat = np.empty((len(x), *self.output_shape), np.float32)
         for start in range(0, len(x), self._most):
             part = x[start : start + self._most]
             self._x[: len(part)] = part
@@ -157,10 +159,10 @@ class TensorRtEngine:
         return opened
 
     def _settle_io(self, batch_limit: int) -> None:
-        """Names, types, shape and batches of the engine.
+        """Names, types, shapes and batches of the engine.
 
         Raises:
-            EngineError: not one input and one output of equal patches, or a type that is neither FLOAT nor HALF.
+            EngineError: not one input of patches and one output of a head, or a type that is neither FLOAT nor HALF.
         """
         engine, trt = self._engine, self._trt
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
@@ -168,24 +170,25 @@ class TensorRtEngine:
         shapes = [tuple(engine.get_tensor_shape(name)) for name in names]
         types = {trt.DataType.FLOAT: np.dtype(np.float32), trt.DataType.HALF: np.dtype(np.float16)}
         dtypes = [types.get(engine.get_tensor_dtype(name)) for name in names]
-        if (
-            sorted(ways, key=int) != [trt.TensorIOMode.INPUT, trt.TensorIOMode.OUTPUT]
-            or None in dtypes
-            or any(len(shape) != 4 or shape[1:] != shapes[0][1:] or min(shape[1:]) < 1 for shape in shapes)
-        ):
+        fits = (
+            sorted(ways, key=int) == [trt.TensorIOMode.INPUT, trt.TensorIOMode.OUTPUT]
+            and None not in dtypes
+            and all(len(shape) == 4 and min(shape[1:]) >= 1 for shape in shapes)
+        )
+        at = ways.index(trt.TensorIOMode.INPUT) if fits else 0
+        if not fits or shapes[1 - at][1:] not in [output_shape(head, *shapes[at][1:]) for head in HEADS]:
             found = ", ".join(
                 f"{name} {engine.get_tensor_dtype(name).name} {shape}"
                 for name, shape in zip(names, shapes, strict=True)
             )
             raise EngineError(
-                f"the engine is no generator: it has {found or 'no tensors'}, where one input and one output of equal "
-                f"patches (N, C, h, w), FLOAT or HALF, are needed; build it from a bundle with: grd-edge build engine "
-                f"BUNDLE --target {self._target}"
+                f"the engine is of no bundle: it has {found or 'no tensors'}, where one input and one output are "
+                "needed, (N, C, h, w) to as much or to (N, 1, 1 + h, w), FLOAT or HALF; build it from a bundle with: "
+                f"grd-edge build engine BUNDLE --target {self._target}"
             )
-        at = ways.index(trt.TensorIOMode.INPUT)
         self._names = names[at], names[1 - at]
         self._dtypes = dtypes[at], dtypes[1 - at]
-        self.patch_shape = shapes[0][1:]
+        self.patch_shape, self.output_shape = shapes[at][1:], shapes[1 - at][1:]
         least, _, most = (int(shape[0]) for shape in engine.get_tensor_profile_shape(names[at], 0))
         self._least, self._most = least, max(least, min(most, batch_limit or most))
 
@@ -227,8 +230,8 @@ class TensorRtEngine:
             self._workspace = cuda.allocate(self._workspace[1]), self._workspace[1]
             stack.callback(cuda.free, self._workspace[0])
         self._device, self._pinned, arrays = [], [], []
-        for dtype in self._dtypes:
-            shape = self._most, *self.patch_shape
+        for dtype, each in zip(self._dtypes, (self.patch_shape, self.output_shape), strict=True):
+            shape = self._most, *each
             size = int(np.prod(shape)) * dtype.itemsize
             self._device.append(cuda.allocate(size))
             stack.callback(cuda.free, self._device[-1])
@@ -289,8 +292,8 @@ class TensorRtEngine:
             raise EngineError(f"TensorRT does not take a batch of {batch} ({self._log.words()}); give a smaller one")
 
     def _queue(self, context: Any, batch: int) -> None:
-        cuda, patch = self._cuda, int(np.prod(self.patch_shape))
-        sizes = [batch * patch * dtype.itemsize for dtype in self._dtypes]
+        cuda, sides = self._cuda, (self._x, self._x_hat)
+        sizes = [batch * side[0].nbytes for side in sides]
         cuda.copy_in(self._device[0], self._pinned[0], sizes[0])
         if not context.execute_async_v3(cuda.stream):
             raise EngineError(f"TensorRT does not run a batch of {batch} ({self._log.words()}); see grd-edge doctor")

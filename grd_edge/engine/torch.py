@@ -23,7 +23,7 @@ from grd_edge.regions import WHOLE_FRAME, Regions
 
 
 class TorchEngine:
-    """Reconstruction by a network in evaluation mode."""
+    """What a network in evaluation mode yields."""
 
     def __init__(self, net: torch.nn.Module) -> None:
         self.net = net
@@ -34,7 +34,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def reconstruct(self, x: np.ndarray) -> np.ndarray:
-        """Reconstructions of patches (N, C, patch_h, patch_w) float32."""
+        """The network's output for patches (N, C, patch_h, patch_w) float32."""
         return self.net(torch.from_numpy(x)).numpy()
 
 
@@ -56,7 +56,7 @@ class TorchInspector(ReferenceInspector):
         roi: np.ndarray | None = None,
     ) -> None:
         config = self.config = checkpoint.config
-        self.net = checkpoint.reconstructor()
+        self.net = checkpoint.network()
         engine = TorchEngine(self.net)
         super().__init__(
             engine.reconstruct,
@@ -65,6 +65,7 @@ class TorchInspector(ReferenceInspector):
             scale_px=config.geometry.scale_px,
             channels=config.model.channels,
             **config.score.model_dump(),
+            head=checkpoint.head,
             threshold=threshold,
             k=k,
             regions=regions,

@@ -12,6 +12,7 @@ import onnx
 from grd_edge.errors import InputError
 from grd_edge.files import sha256_hex
 from grd_edge.graph import folded_batch_norms, forms, half_precision, in_form, quantized_before_moves
+from grd_edge.heads import output_shape
 from grd_edge.quantize import quantized
 from grd_edge.ranges import RangeTable, check_fresh
 
@@ -60,19 +61,20 @@ def typed_from_onnx(
     return typed.SerializeToString(deterministic=True)
 
 
-def check_generator(model: onnx.ModelProto, patch_shape: tuple[int, int, int]) -> None:
-    """Raises InputError for a model that is no x -> x_hat of patches (N, C, patch_h, patch_w), N free, both FP32."""
+def check_graph(model: onnx.ModelProto, patch_shape: tuple[int, int, int], head: str) -> None:
+    """Raises InputError for a model that does not take patches (N, C, patch_h, patch_w) and yield what `head` says, N
+    free, both FP32."""
     stored = {tensor.name for tensor in model.graph.initializer}
     found = []
     for values in ([each for each in model.graph.input if each.name not in stored], model.graph.output):
         kinds = [each.type.tensor_type for each in values]
         found.append([(kind.elem_type, [dim.dim_value for dim in kind.shape.dim]) for kind in kinds])
-    expected = [(onnx.TensorProto.FLOAT, [0, *patch_shape])]  # 0: not fixed
-    if found != [expected, expected]:
+    shapes = list(patch_shape), list(output_shape(head, *patch_shape))
+    if found != [[(onnx.TensorProto.FLOAT, [0, *shape])] for shape in shapes]:  # 0: not fixed
         told = " and ".join("; ".join(str(shape) for _, shape in side) or "nothing" for side in found)
         raise InputError(
-            f"the model is no generator of this bundle: it takes and gives {told}, where float32 patches "
-            f"[N, {', '.join(map(str, patch_shape))}] with any N are needed on both sides; build the bundle again"
+            f"the model is not that of this bundle: it takes and gives {told}, where any number of float32 {shapes[0]} "
+            f"and as many {shapes[1]} are needed; build the bundle again"
         )
 
 

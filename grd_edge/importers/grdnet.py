@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,19 +15,27 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from grd_edge.checkpoint import Checkpoint, first_keys
-from grd_edge.config import Config, ModelConfig, load_config, read_yaml
+from grd_edge.config import Config, load_config, read_yaml
 from grd_edge.errors import CheckpointError, ConfigError, InputError
+from grd_edge.importers.grdnet_weights import (
+    GENERATOR,
+    SECOND_ENCODER,
+    SEGMENTOR,
+    State,
+    check_tensors,
+    reconstructor_weights,
+    segmentor_settings,
+    segmentor_weights,
+    wrong_shape,
+)
 from grd_edge.importers.torch_file import EXPECTED, read_torch_file
-from grd_edge.models.generator import Reconstructor
 
 FORMAT = "GRD-Net epoch_XXXX.pt"
-GENERATOR, SECOND_ENCODER = "models.generator", "encoder_reconstructed."
-LEFT_OUT = ("models.discriminator", "models.segmentator", "optimizers", "schedulers")
+LEFT_OUT = ("models.discriminator", "optimizers", "schedulers")
 DISCRIMINATOR_HEAD = "classifier.1.weight"
-_PARTS = {"encoder", "encoder_reconstructed", "latent_down", "latent_up", "latent_conv", "latent_inv", "decoder"}
+_OF_GENERATOR = {"encoder", "encoder_reconstructed", "latent_down", "latent_up", "latent_conv", "latent_inv", "decoder"}
 _PROFILES = {"grdnet_2023_full": "grdnet_2023", "deepindustrial_sn_2026": "deepindustrial_sn"}
 
-State = Mapping[str, torch.Tensor]
 Position = Literal["first", "last"]
 
 
@@ -74,13 +82,15 @@ def checkpoint_from_grdnet(
     patch: tuple[int, int] | None = None,
     overrides: Iterable[str] = (),
 ) -> Checkpoint:
-    """The generator of an authors' checkpoint as a checkpoint of ours; reconstructions are equal within 1e-5.
+    """The generator of an authors' checkpoint, and its segmentor, as a checkpoint of ours; reconstructions and the
+    segmentor's logits are equal within 1e-5.
 
     Args:
         path: `epoch_XXXX.pt`.
         config_path: the YAML file it was trained with; checked against the weights, and the source of scale and grid.
         patch: (height, width) in px, where neither weights nor YAML tell.
-        overrides: settings `section.key=value` over the result, `model.*` excepted.
+        overrides: settings `section.key=value` over the result, `model.*` excepted; `method.segmentor=false` leaves
+            the segmentor out.
 
     Raises:
         CheckpointError: not such a file, or with missing, unknown or wrongly shaped weights.
@@ -90,22 +100,26 @@ def checkpoint_from_grdnet(
     path = Path(path)
     theirs = _their_config(config_path) if config_path else None
     payload = read_torch_file(path)
-    generator = _generator_state(payload, path)
+    generator, segmentor = _parts(payload, path)
     shape, grid = _shape_from_weights(generator, _state(payload, "discriminator"), path)
     if theirs:
         shape = _undetermined_positions(theirs.model) | shape
         _check_agreement(shape, theirs, config_path, path)
         profile = _PROFILES[theirs.profile.mode]
     else:
-        of_2023 = shape["bottleneck"] == "conv" or _state(payload, "segmentator")
+        of_2023 = shape["bottleneck"] == "conv" or segmentor
         profile = "grdnet_2023" if of_2023 else "deepindustrial_sn"
     height, width = _patch(shape, grid, theirs.data.patch_size if theirs else None, patch)
     settings = {f"model.{key}": value for key, value in shape.items()}
     settings |= {"model.patch_h": height, "model.patch_w": width}
     geometry = _geometry(theirs.data if theirs else None, (height, width))
     settings |= {f"geometry.{key}": "null" if value is None else value for key, value in geometry.items()}
+    settings |= segmentor_settings(segmentor if profile == "grdnet_2023" else {})
     config = _config(profile, settings, overrides)
-    weights = _weights(generator, config.model, path)
+    weights = reconstructor_weights(generator, config, path)
+    if config.segmented:
+        weights |= segmentor_weights(segmentor, config, path)
+    left_out = _left_out(payload, generator, LEFT_OUT if config.segmented else (*LEFT_OUT, SEGMENTOR))
     epoch = payload.get("epoch")
     provenance = {
         "dataset": "unknown",
@@ -115,7 +129,7 @@ def checkpoint_from_grdnet(
             "file": path.name,
             "sha256": _file_sha256(path),
             "epoch": epoch if isinstance(epoch, int) else None,
-            "left_out": _left_out(payload, generator),
+            "left_out": left_out,
             "config": {"sha256": _file_sha256(config_path), **theirs.model_dump(mode="json")} if theirs else None,
         },
     }
@@ -125,28 +139,24 @@ def checkpoint_from_grdnet(
 # ---------------------------------------------------------------- the file
 
 
-def _generator_state(payload: Any, path: Path) -> State:
-    """`models.generator`; every other part has to be one that is known to be for training only."""
+def _parts(payload: Any, path: Path) -> tuple[State, State]:
+    """`models.generator` and `models.segmentator`; every other part has to be one that is known to be for training
+    only."""
     models = payload.get("models") if isinstance(payload, dict) else None
     if not isinstance(models, dict) or not isinstance(models.get("generator"), dict):
         found = first_keys([str(key) for key in payload]) if isinstance(payload, dict) else type(payload).__name__
         raise CheckpointError(
             f"{path} is not a checkpoint of GRD-Net: it lacks {GENERATOR} and holds {found}; {EXPECTED} of its training"
         )
-    known = {"epoch", "models", GENERATOR, *LEFT_OUT}
+    known = {"epoch", "models", GENERATOR, SEGMENTOR, *LEFT_OUT}
     names = [*map(str, payload), *(f"models.{name}" for name in models)]
     unknown = sorted(name for name in names if name not in known)
     if unknown:
         raise CheckpointError(f"{path} has unknown parts: {first_keys(unknown)}; {EXPECTED} of the authors' code")
-    generator = models["generator"]
-    size = path.stat().st_size
-    for key, value in generator.items():
-        name = f"{GENERATOR}.{key}"
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor) or value.layout != torch.strided:
-            raise CheckpointError(f"{path} holds a {type(value).__name__} as {name}; expected a dense tensor")
-        if value.numel() * value.element_size() > size:
-            raise CheckpointError(f"{path} names more numbers in {name} than it holds; copy it again from its source")
-    return generator
+    generator, segmentor = models["generator"], _state(payload, "segmentator")
+    for part, state in ((GENERATOR, generator), (SEGMENTOR, segmentor)):
+        check_tensors(state, part, path)
+    return generator, segmentor
 
 
 def _state(payload: dict[str, Any], name: str) -> State:
@@ -155,11 +165,11 @@ def _state(payload: dict[str, Any], name: str) -> State:
     return state if isinstance(state, dict) else {}
 
 
-def _left_out(payload: dict[str, Any], generator: State) -> dict[str, int]:
-    """Entries of each part of the file that serves training only, by its name in the file."""
+def _left_out(payload: dict[str, Any], generator: State, names: Iterable[str]) -> dict[str, int]:
+    """Entries of each part of the file that is not imported, by its name in the file."""
     second = sum(key.startswith(SECOND_ENCODER) for key in generator)
     parts = {f"{GENERATOR}.{SECOND_ENCODER.rstrip('.')}": second}
-    for part in LEFT_OUT:
+    for part in names:
         value: Any = payload
         for name in part.split("."):
             value = value.get(name) if isinstance(value, dict) else None
@@ -186,7 +196,7 @@ def _shape_from_weights(generator: State, discriminator: State, path: Path) -> t
 
     base, channels, *_ = shape("encoder.stem.0.weight", 4)
     if channels not in (1, 3) or not base:
-        raise _wrong_shape(path, generator, "encoder.stem.0.weight", "1 or 3 input channels")
+        raise wrong_shape(path, generator, "encoder.stem.0.weight", "1 or 3 input channels")
     widths = [shape(f"encoder.blocks.{i}.conv2.weight", 4)[0] for i in range(_count(generator, "encoder.blocks."))]
     stages = [widths.count(width) for width in dict.fromkeys(widths)]
     doubling = [base * 2**stage for stage, count in enumerate(stages) for _ in range(count)]
@@ -212,17 +222,17 @@ def _shape_from_weights(generator: State, discriminator: State, path: Path) -> t
         latent, flat = shape("latent_down.1.weight", 2)
         settings |= {"bottleneck": "dense", "latent": latent}
         if flat % out:
-            raise _wrong_shape(path, generator, "latent_down.1.weight", f"a multiple of {out} inputs")
+            raise wrong_shape(path, generator, "latent_down.1.weight", f"a multiple of {out} inputs")
     return settings, flat // out if flat and flat % out == 0 else None
 
 
 def _shape(generator: State, key: str, dims: int, path: Path) -> torch.Size:
     if key not in generator:
-        foreign = sorted({name.partition(".")[0] for name in generator} - _PARTS)
+        foreign = sorted({name.partition(".")[0] for name in generator} - _OF_GENERATOR)
         holds = f"; it holds {first_keys(foreign)} and belongs to another network" if foreign else ""
         raise CheckpointError(f"{path} lacks weights: {GENERATOR}.{key}{holds}; {EXPECTED} of the authors' generator")
     if generator[key].ndim != dims:
-        raise _wrong_shape(path, generator, key, f"{dims} dimensions")
+        raise wrong_shape(path, generator, key, f"{dims} dimensions")
     return generator[key].shape
 
 
@@ -326,62 +336,3 @@ def _check_agreement(shape: dict[str, Any], theirs: _TheirConfig, config_path: P
         raise ConfigError(
             f"{config_path} does not belong to {path}: {'; '.join(wrong)}; give the YAML of this training, or none"
         )
-
-
-# ---------------------------------------------------------------- names
-
-
-def _their_name(key: str, bottleneck: str) -> str:
-    """Name in `models.generator` of one of our reconstructor's weights."""
-    key = key.replace(".skip.", ".proj.")
-    if key.startswith("decoder.out."):
-        return key.replace("decoder.out.", "decoder.out.0.")
-    if bottleneck == "conv":
-        return key.replace("latent_down.", "latent_conv.").replace("latent_up.", "latent_inv.")
-    return key
-
-
-def _weights(generator: State, model: ModelConfig, path: Path) -> dict[str, torch.Tensor]:
-    """The reconstructor's state from theirs, float32.
-
-    Raises:
-        CheckpointError: names what is missing, unknown, of another shape or kind, or not finite.
-    """
-    with torch.device("meta"):
-        expected = Reconstructor(model).state_dict()
-    # Theirs has no running mean before the dense layer, which is the same as a mean of 0.
-    centers = {key for key in expected if key.endswith(".center")}
-    names = {key: _their_name(key, model.bottleneck) for key in expected if key not in centers}
-    found = {key for key in generator if not key.startswith(SECOND_ENCODER)}
-    for what, keys in (("lacks", set(names.values()) - found), ("has unknown", found - set(names.values()))):
-        if keys:
-            raise CheckpointError(
-                f"{path} {what} weights: {first_keys([f'{GENERATOR}.{key}' for key in sorted(keys)])}; "
-                f"{EXPECTED} of the authors' generator"
-            )
-    weights = {key: torch.zeros(expected[key].shape) for key in centers}
-    for key, name in names.items():
-        value, like = generator[name], expected[key]
-        if value.shape != like.shape:
-            raise _wrong_shape(path, generator, name, _dims(like))
-        if value.is_floating_point() != like.is_floating_point() or value.is_complex():
-            raise CheckpointError(
-                f"{path} holds {value.dtype} as {GENERATOR}.{name}; expected {like.dtype} of the authors' code"
-            )
-        if not torch.isfinite(value).all():
-            raise CheckpointError(
-                f"{path} holds NaN or Inf in {GENERATOR}.{name}: its training diverged; import an earlier epoch"
-            )
-        weights[key] = value.to(like.dtype).contiguous().clone()
-    return {key: weights[key] for key in expected}
-
-
-def _wrong_shape(path: Path, generator: State, key: str, expected: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} has {GENERATOR}.{key} of shape {_dims(generator[key])}; "
-        f"expected {expected}, as in the authors' generator"
-    )
-
-
-def _dims(tensor: torch.Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "one number"

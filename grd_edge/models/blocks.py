@@ -27,14 +27,15 @@ def activation() -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with BatchNorm around a skip connection; 1x1 on the skip when the shape changes."""
+    """Two 3x3 convolutions with BatchNorm around a skip connection; 1x1 on the skip when the shape changes, or when
+    `projects` says so."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, *, projects: bool = False) -> None:
         super().__init__()
         self.conv1, self.bn1 = conv_bn(in_channels, out_channels, 3, stride)
         self.conv2, self.bn2 = conv_bn(out_channels, out_channels, 3)
         self.act = activation()
-        same = stride == 1 and in_channels == out_channels
+        same = stride == 1 and in_channels == out_channels and not projects
         self.skip = nn.Identity() if same else nn.Sequential(*conv_bn(in_channels, out_channels, 1, stride))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -166,20 +167,21 @@ def _grouped(blocks: nn.Sequential, counts: Sequence[int]) -> list[list[nn.Modul
 
 
 class Encoder(Stages):
-    """Stem and residual stages; stage i has width base * 2**i and halves the size once.
+    """Stem and residual stages; stage i has width widths[i] and halves the size once.
 
-    Shapes: (N, in_channels, H, W) -> (N, base * 2**(S-1), H / 2**S, W / 2**S), S stages.
+    Shapes: (N, in_channels, H, W) -> (N, widths[S-1], H / 2**S, W / 2**S), S stages.
     """
 
-    def __init__(self, in_channels: int, base: int, stages: tuple[int, ...], resample: str) -> None:
+    def __init__(self, in_channels: int, widths: tuple[int, ...], stages: tuple[int, ...], resample: str) -> None:
         super().__init__()
-        self.stem = nn.Sequential(*conv_bn(in_channels, base, 3), activation())
+        self.stem = nn.Sequential(*conv_bn(in_channels, widths[0], 3), activation())
         blocks: list[nn.Module] = []
-        channels = base
-        for stage, count in enumerate(stages):
-            width = base * 2**stage
+        channels = widths[0]
+        for stage, (width, count) in enumerate(zip(widths, stages, strict=True)):
             for index in range(count):
-                blocks.append(ResidualBlock(channels, width, 2 if _resamples(index, count, resample) else 1))
+                stride = 2 if _resamples(index, count, resample) else 1
+                # Between stages there is always a projection, also where pruning left both of the same width.
+                blocks.append(ResidualBlock(channels, width, stride, projects=stage > 0 and index == 0))
                 channels = width
         self.blocks = nn.Sequential(*blocks)
         self.out_channels = channels
@@ -193,15 +195,20 @@ class Encoder(Stages):
 class Decoder(Stages):
     """Mirror of the encoder: in each stage one block is an upsampling; a 3x3 convolution and a sigmoid end it."""
 
-    def __init__(self, out_channels: int, base: int, stages: tuple[int, ...], resample: str, upsampling: str) -> None:
+    def __init__(
+        self, out_channels: int, widths: tuple[int, ...], stages: tuple[int, ...], resample: str, upsampling: str
+    ) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
-        channels = base * 2 ** (len(stages) - 1)
+        channels = widths[-1]
         for stage in reversed(range(len(stages))):
-            width = base * 2**stage
+            width = widths[stage]
             for index in range(stages[stage]):
-                resamples = _resamples(index, stages[stage], resample)
-                blocks.append((UPSAMPLING[upsampling] if resamples else ResidualBlock)(channels, width))
+                if _resamples(index, stages[stage], resample):
+                    blocks.append(UPSAMPLING[upsampling](channels, width))
+                else:
+                    between = index == 0 and stage < len(stages) - 1
+                    blocks.append(ResidualBlock(channels, width, projects=between))
                 channels = width
         self.blocks = nn.Sequential(*blocks)
         self.out = nn.Conv2d(channels, out_channels, 3, padding=1)

@@ -18,7 +18,7 @@ class Discriminator(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         stages = tuple(config.stages)
-        self.encoder = Encoder(config.channels, config.discriminator_base or config.base, stages, config.resample)
+        self.encoder = Encoder(config.channels, config.discriminator_widths, stages, config.resample)
         grid = (config.patch_h >> len(stages)) * (config.patch_w >> len(stages))
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(self.encoder.out_channels * grid, 1))
 

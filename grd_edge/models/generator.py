@@ -6,7 +6,7 @@ Source: docs/method.md, section 2.
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +14,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from grd_edge.config import ModelConfig
 from grd_edge.models.blocks import CenteredLinear, Decoder, Encoder, ResidualBlock, activation
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class GeneratorOutput(NamedTuple):
@@ -33,7 +35,7 @@ class Reconstructor(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         stages = tuple(config.stages)
-        self.encoder = Encoder(config.channels, config.base, stages, config.resample)
+        self.encoder = Encoder(config.channels, config.stage_widths, stages, config.resample)
         channels = self.encoder.out_channels
         self.grid_h, self.grid_w = config.patch_h >> len(stages), config.patch_w >> len(stages)
         self.dense = config.bottleneck == "dense"
@@ -45,7 +47,10 @@ class Reconstructor(nn.Module):
             self.latent_down = nn.Sequential(nn.Conv2d(channels, config.latent, 1), activation())
             self.latent_up = nn.Sequential(nn.Conv2d(config.latent, channels, 1), activation())
         position = config.decoder_resample or config.resample
-        self.decoder = Decoder(config.channels, config.base, stages, position, config.upsampling)
+        self.decoder = Decoder(config.channels, config.stage_widths, stages, position, config.upsampling)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return self.latent_down(self.encoder(x))
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         h = self.latent_up(z)
@@ -54,7 +59,7 @@ class Reconstructor(nn.Module):
         return self.decoder(h)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.decode(self.latent_down(self.encoder(x)))
+        return self.decode(self.encode(x))
 
 
 class Generator(nn.Module):
@@ -63,11 +68,11 @@ class Generator(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.reconstructor = Reconstructor(config)
-        self.encoder_hat = Encoder(config.channels, config.base, tuple(config.stages), config.resample)
+        self.encoder_hat = Encoder(config.channels, config.stage_widths, tuple(config.stages), config.resample)
 
     def forward(self, x: torch.Tensor, second_encoder: bool = True) -> GeneratorOutput:
         net = self.reconstructor
-        z = net.latent_down(net.encoder(x))
+        z = net.encode(x)
         x_hat = net.decode(z)
         if not second_encoder:
             return GeneratorOutput(x_hat, z.flatten(1), None)
@@ -76,9 +81,9 @@ class Generator(nn.Module):
         return GeneratorOutput(x_hat, z.flatten(1), z_hat.flatten(1))
 
 
-def folded(net: Reconstructor) -> Reconstructor:
-    """Copy of `net` in evaluation mode with every BatchNorm folded into the convolution before it, and the centering of
-    the bottleneck into its bias.
+def folded(net: M) -> M:
+    """Copy of `net` in evaluation mode with every BatchNorm folded into the convolution before it, in residual blocks
+    and sequences, and the centering of the bottleneck into its bias.
 
     Source: exact for frozen statistics; torch.nn.utils.fusion does the arithmetic.
     """
@@ -101,12 +106,14 @@ def _fold_sequence(sequence: nn.Sequential) -> None:
             sequence[index] = bn.plain()
         if not isinstance(bn, nn.BatchNorm2d):
             continue
-        before = sequence[index - 1]
+        before = sequence[index - 1] if index else None
         if isinstance(before, nn.PixelShuffle):
             sequence[index - 2] = fuse_conv_bn_eval(sequence[index - 2], _spread(bn, before.upscale_factor**2))
-        else:
+        elif isinstance(before, nn.Conv2d | nn.ConvTranspose2d):
             transposed = isinstance(before, nn.ConvTranspose2d)
             sequence[index - 1] = fuse_conv_bn_eval(before, bn, transpose=transposed)
+        else:
+            continue
         sequence[index] = nn.Identity()
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from grd_edge.bundle import Bundle
 from grd_edge.errors import require
 from grd_edge.files import write_atomically
+from grd_edge.heads import RECONSTRUCTION
 from grd_edge.patches import to_unit_float
 from grd_edge.runtime import Inspection
 
@@ -15,6 +18,7 @@ HEATMAP_TOP = 0.25
 """Difference of X and X^ at which the color scale ends, of full scale 1. One constant for all images and all bundles,
 so that pictures can be compared; a defect that an eye sees on a part differs from it by a tenth or more."""
 
+DIFFERENCE = "of full scale: difference of image and reconstruction"
 _SHORTER_PX, _LONGER_PX = 420, 1280  # of one panel, where the image's proportions allow both
 _BAR_PX, _GAP_PX = 46, 8
 _LABELS = 6  # boxes that carry text; more would hide the image
@@ -27,6 +31,15 @@ _COLORS = {
 }  # BGR
 
 
+def scale_of_bundle(bundle: Bundle) -> dict[str, Any]:
+    """`top` and `unit` of `write_overlay` for a bundle's heatmaps: maps in a method's own unit end at twice the highest
+    threshold, which so lies in the middle."""
+    if bundle.manifest["head"] == RECONSTRUCTION:
+        return {"top": HEATMAP_TOP, "unit": DIFFERENCE}
+    highest = max(bundle.thresholds, default=0.0)
+    return {"top": 2 * highest if highest > 0 else 1.0, "unit": "in the unit of the method's scores"}
+
+
 def write_overlay(
     path: Path,
     frame: np.ndarray,
@@ -36,6 +49,7 @@ def write_overlay(
     patch_px: tuple[int, int],
     deciding: np.ndarray,
     top: float = HEATMAP_TOP,
+    unit: str = DIFFERENCE,
 ) -> None:
     """Writes a PNG atomically: the image on the left (above, for wide ones), with its heatmap on the right (below).
 
@@ -45,7 +59,7 @@ def write_overlay(
         name: of the image, shown in the title.
         patch_px: (h, w) of a patch at working scale.
         deciding: (N,) the patch scores that are compared with thresholds.
-        top: difference at which the color scale ends; the same for all images that are to be compared.
+        top, unit: where the color scale ends, and of what; the same for all images that are to be compared.
 
     Raises:
         MissingExtraError: OpenCV is not installed. InputError: the file cannot be written.
@@ -77,7 +91,7 @@ def write_overlay(
     body = np.concatenate([panels[0], gap, panels[1]], axis=1 if w < 1.6 * h else 0)
     width = max(body.shape[1], 640)
     body = cv2.copyMakeBorder(body, 0, 0, 0, width - body.shape[1], cv2.BORDER_CONSTANT, value=_BACKGROUND)
-    picture = np.concatenate([_title(cv2, inspection, name, width), body, _scale(cv2, top, width)])
+    picture = np.concatenate([_title(cv2, inspection, name, width), body, _scale(cv2, top, unit, width)])
     write_atomically(path, cv2.imencode(".png", picture)[1].tobytes())
 
 
@@ -108,12 +122,12 @@ def _title(cv2, inspection: Inspection, name: str, width: int) -> np.ndarray:
     return bar
 
 
-def _scale(cv2, top: float, width: int) -> np.ndarray:
+def _scale(cv2, top: float, unit: str, width: int) -> np.ndarray:
     bar = np.full((_BAR_PX, width, 3), _BACKGROUND, np.uint8)
     ramp = np.linspace(0, 255, 256).astype(np.uint8)[None].repeat(14, 0)
     used = _text(cv2, bar, "0", 12, 28, 0.45)
     bar[16:30, 24 + used : 280 + used] = cv2.applyColorMap(ramp, cv2.COLORMAP_INFERNO)
-    _text(cv2, bar, f"{top:g} of full scale: difference of image and reconstruction", 290 + used, 28, 0.45)
+    _text(cv2, bar, f"{top:.4g} {unit}", 290 + used, 28, 0.45)
     return bar
 
 

@@ -49,8 +49,16 @@ SHEET_ROWS = {
     "|input - reference|": "heatmap",
     "|engine - reference|": "difference of both",
 }
+MAP_ROWS = {"input": None, "engine": "map", "reference": "map", "|engine - reference|": "difference of both"}
 _DIFFERENCES = {"x_hat": "reconstruction", "phi": "phi", "phi_local": "phi_local"}
-_METRICS = {"auroc": "image AUROC", "ap": "image AP", "product_auroc": "product AUROC", "aupro": "AUPRO"}
+METRICS = {
+    "auroc": "image AUROC",
+    "ap": "image AP",
+    "product_auroc": "product AUROC",
+    "balanced_accuracy": "balanced accuracy",
+    "pixel_auroc": "pixel AUROC",
+    "aupro": "AUPRO",
+}
 _THRESHOLDS = {"shipped": "shipped threshold", "refit": "refitted thresholds"}
 
 
@@ -72,7 +80,7 @@ def shown_figures(figures: dict[str, Any]) -> dict[str, str]:
     for name in ("patch", "image"):
         spearman, kendall = _correlation(figures, name)
         rows[f"{name} rank correlation"] = f"Spearman {spearman}, Kendall {kendall}"
-    for key, name in _METRICS.items():
+    for key, name in METRICS.items():
         if figures.get(f"{key}_delta") is not None:
             rows[f"{name} delta"] = f"{figures[f'{key}_delta']:+.4f}  95 % {_interval(figures[f'{key}_delta_ci95'])}"
     for name, found in _flips(figures):
@@ -110,7 +118,7 @@ def parity_markdown(document: dict[str, Any]) -> bytes:
                 f"{document[f'{key}_delta']:+.4f}",
                 _interval(document[f"{key}_delta_ci95"]),
             )
-            for key, name in _METRICS.items()
+            for key, name in METRICS.items()
             if document.get(f"{key}_delta") is not None
         ],
     )
@@ -200,7 +208,7 @@ def patch_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
             values = (
                 *(image, sample.kind, sample.product or "", y, x, ours.region_names[ours.regions[patch]]),
                 *(ours.phi[patch], theirs.phi[patch], ours.phi_local[patch], theirs.phi_local[patch]),
-                *(errors.patch_max[index][patch], errors.patch_mean[index][patch]),
+                *((errors.patch_max[index][patch], errors.patch_mean[index][patch]) if errors else (None, None)),
                 *(None if each is None else int(each[index][patch]) for each in decided),
             )
             yield dict(zip(COLUMNS, values, strict=True))
@@ -216,7 +224,9 @@ class _Patch(NamedTuple):
     order: int
     image: int
     scores: tuple[float, float]
-    pictures: tuple[np.ndarray, np.ndarray, np.ndarray]  # x, x_hat, x_hat of the reference; (C, H, W)
+    pictures: tuple[
+        np.ndarray, ...
+    ]  # x, what both networks make of it: x_hat (C, H, W) or its part of the heatmap (H, W)
 
 
 class LargestDifferences:
@@ -240,9 +250,13 @@ class LargestDifferences:
             y, x = ours.positions[place]
             # Cut where the patch lies; a frame smaller than a patch has but one.
             cut = image[:, y : y + self.grid.patch_h, x : x + self.grid.patch_w]
-            source = cut if cut.shape[1:] == ours.x_hat.shape[2:] else self.grid.cut(image)[0]
             self._seen += 1
-            pictures = (source.copy(), ours.x_hat[place].copy(), theirs.x_hat[place].copy())
+            if ours.x_hat is None:
+                maps = (each.heatmap[y : y + self.grid.patch_h, x : x + self.grid.patch_w] for each in inspections)
+                pictures = (cut.copy(), *(part.copy() for part in maps))
+            else:
+                source = cut if cut.shape[1:] == ours.x_hat.shape[2:] else self.grid.cut(image)[0]
+                pictures = (source.copy(), ours.x_hat[place].copy(), theirs.x_hat[place].copy())
             found = _Patch(float(difference[place]), -self._seen, index, tuple(scores[place].tolist()), pictures)
             heapq.heappush(self.patches, found)
             if len(self.patches) > SHOWN_PATCHES:
@@ -250,16 +264,19 @@ class LargestDifferences:
 
 
 def write_sheet(path: Path, comparison: Comparison, largest: LargestDifferences) -> None:
-    """Draws the patches whose scores differ most: input, both reconstructions, heatmaps.
+    """Draws the patches whose scores differ most: input, both reconstructions, heatmaps; without these both maps.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    panels = []
+    panels, rebuilt = [], comparison.reconstructions is not None
     for patch in sorted(largest.patches, reverse=True):
         x, ours, theirs = patch.pictures
-        maps = [np.abs(a - b).mean(axis=0) for a, b in ((x, ours), (x, theirs), (ours, theirs))]
-        grey = [picture.transpose(1, 2, 0).squeeze() for picture in patch.pictures]
+        if rebuilt:
+            maps = [np.abs(a - b).mean(axis=0) for a, b in ((x, ours), (x, theirs), (ours, theirs))]
+        else:
+            maps = [ours, theirs, np.abs(ours - theirs)]
+        grey = [picture.transpose(1, 2, 0).squeeze() for picture in (patch.pictures if rebuilt else (x,))]
         kind = comparison.engine.samples[patch.image].kind
         title = f"{kind}, {patch.difference:.2g}\n{patch.scores[0]:.5g} / {patch.scores[1]:.5g}"
         panels.append(Panel(title, (*grey, *maps), correct=True))
@@ -267,7 +284,8 @@ def write_sheet(path: Path, comparison: Comparison, largest: LargestDifferences)
         f"largest differences of {comparison.rule.decides}, engine / reference\n"
         f"engine: {comparison.engine_name}    reference: {comparison.reference_name}"
     )
-    write_contact_sheet(path, panels, title=title, rows=SHEET_ROWS, columns=max(4, min(8, len(panels))))
+    rows = SHEET_ROWS if rebuilt else MAP_ROWS
+    write_contact_sheet(path, panels, title=title, rows=rows, columns=max(4, min(8, len(panels))))
 
 
 def write_score_plots(path: Path, comparison: Comparison) -> None:

@@ -19,26 +19,12 @@
 #include <string>
 #include <vector>
 
+#include "fma_loop.h"
 #include "grd_edge.h"
 
 namespace {
 
-constexpr int64_t kFmaRounds = 20000, kChains = 12, kLanes = 16;
-
-/* kFmaRounds x kChains x kLanes FMAs in chains that do not wait for each other. */
-typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
-#if defined(__x86_64__)
-__attribute__((target_clones("avx512f", "avx2,fma", "default")))
-#endif
-void fma_loop(float *out) {
-    Vector chain[kChains], a, b;
-    for (int i = 0; i < kLanes; ++i) a[i] = 0.999f, b[i] = 1e-3f;
-    for (Vector &c : chain) c = b;
-    for (int64_t round = 0; round < kFmaRounds; ++round)
-        for (Vector &c : chain) c = c * a + b;
-    for (int i = 1; i < kChains; ++i) chain[0] += chain[i];
-    std::memcpy(out, &chain[0], sizeof chain[0]);
-}
+constexpr int64_t kFmaRounds = 20000;
 
 double time_ms(const std::function<void()> &run) {
     const auto begin = std::chrono::steady_clock::now();
@@ -84,7 +70,7 @@ int main(int argc, char **argv) {
 
     std::vector<Contender> contenders(2);
     float sink[kLanes];
-    contenders[0].name = "fma", contenders[0].run = [&] { fma_loop(sink); };
+    contenders[0].name = "fma", contenders[0].run = [&] { fma_loop(sink, kFmaRounds); };
     contenders[1].name = "copy", contenders[1].run = [&] {
         std::memcpy(copy_to.data(), copy_from.data(), copy_from.size()); /* reads and writes: twice its bytes */
     };

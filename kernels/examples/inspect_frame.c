@@ -7,60 +7,25 @@
  * FRAME is a binary PGM or PPM (P5 or P6) of 8 bits. VENDOR_DIR holds the engine's vendor library, for instance
  * site-packages/openvino/libs; without it GRD_VENDOR_DIR and the loader's path are searched.
  * Exit status: 0 good, 1 error, 3 defective, 4 undecided (the bundle has no thresholds yet). */
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "grd_edge.h"
-
-/* Reads the next number of a PNM header, past blanks and comments; -1 when there is none. */
-static long header_number(FILE *file) {
-    int c = fgetc(file);
-    long value = -1;
-    while (c == ' ' || c == '\t' || c == '\n' || c == '\r' || c == '#') {
-        if (c == '#')
-            while (c != '\n' && c != EOF) c = fgetc(file);
-        c = fgetc(file);
-    }
-    for (; c >= '0' && c <= '9' && value < 100000; c = fgetc(file)) value = (value < 0 ? 0 : value * 10) + (c - '0');
-    return value; /* the one blank that ends a number is consumed */
-}
-
-/* Pixels of a PGM or PPM file, to be freed; NULL when it is not one. */
-static uint8_t *read_frame(const char *path, long *h, long *w, long *c) {
-    uint8_t *pixels = NULL;
-    FILE *file = fopen(path, "rb");
-    if (file == NULL) return NULL;
-    int magic = fgetc(file) == 'P' ? fgetc(file) : 0;
-    *c = magic == '5' ? 1 : magic == '6' ? 3 : 0;
-    *w = header_number(file);
-    *h = header_number(file);
-    if (*c > 0 && header_number(file) == 255 && *w > 0 && *h > 0 && *w <= 65536 && *h <= 65536) {
-        const size_t bytes = (size_t)*w * (size_t)*h * (size_t)*c;
-        pixels = malloc(bytes);
-        if (pixels != NULL && fread(pixels, 1, bytes, file) != bytes) {
-            free(pixels);
-            pixels = NULL;
-        }
-    }
-    fclose(file);
-    return pixels;
-}
+#include "pnm.h"
 
 int main(int argc, char **argv) {
     static const char *const names[] = {"good", "defective", "undecided"};
     static const int exits[] = {0, 3, 4};
-    long h = 0, w = 0, c = 0;
+    pnm_image image = {0};
     int code = 1;
     if (argc < 3 || argc > 4) {
         fprintf(stderr, "usage: inspect_frame BUNDLE.grdb FRAME.pgm|FRAME.ppm [VENDOR_DIR]\n");
         return 1;
     }
-    uint8_t *pixels = read_frame(argv[2], &h, &w, &c);
     grd_bundle *bundle = NULL;
     grd_inspector *inspector = NULL;
     grd_patch_result *patches = NULL;
-    if (pixels == NULL) {
+    if (!pnm_read(argv[2], &image)) {
         fprintf(stderr, "%s is not a readable 8-bit binary PGM or PPM file\n", argv[2]);
         goto done;
     }
@@ -83,10 +48,11 @@ int main(int argc, char **argv) {
     /* 3. How many patches does a frame of this size have? A line asks once, not per frame. */
     grd_grid grid = {0};
     grid.struct_size = sizeof grid;
-    if (grd_inspector_grid(inspector, h, w, &grid) == GRD_OK) patches = calloc((size_t)grid.count, sizeof *patches);
+    if (grd_inspector_grid(inspector, image.h, image.w, &grid) == GRD_OK)
+        patches = calloc((size_t)grid.count, sizeof *patches);
 
     /* 4. The frame. Nothing is copied by making a view; a frame that does not fit is reported here. */
-    const grd_view frame = grd_view_of_frame(pixels, GRD_UINT8, h, w, c, 0);
+    const grd_view frame = grd_view_of_frame(image.pixels, GRD_UINT8, image.h, image.w, image.c, 0);
     grd_result result = {0};
     result.struct_size = sizeof result;
     result.patches = patches;
@@ -116,6 +82,6 @@ done:
     free(patches);
     grd_inspector_close(inspector); /* before its bundle; NULL is fine */
     grd_bundle_close(bundle);
-    free(pixels);
+    free(image.pixels);
     return code;
 }

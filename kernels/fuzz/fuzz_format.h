@@ -45,7 +45,8 @@ static const fuzz_slot kBundleSlots[] = {
     {"name", 's', "\"part\"", "\"\\u00e4\"|\"\xc3\xa4\"|\"a b\\n\\u0000\"|\"\\ud83d\\ude00\"|\"\xf0\x9f\x98\x80\"|\"\x7f\"|"
      "\"@4096*x@\"|\"@4096*\xc3\xa4@\"|\"@4096*\\u0000@\"",
      "\"\"|\"@4097*x@\"|\"@4097*\xc3\xa4@\"|\"@9000*x@\"|\"\\ud800\"|\"\xff\"|\"\t\""},
-    {"head", 's', "\"reconstruction\"", "", "\"map\"|\"score_map\"|\"Reconstruction\"|\"reconstruction \"|\"\""},
+    {"head", 's', "\"reconstruction\"", "\"score_map\"",
+     "\"map\"|\"score map\"|\"Reconstruction\"|\"reconstruction \"|\"\""},
     {"more_files", 't', "", "", ", \"models/fp32.onnx\": " FUZZ_ENTRY "|, \"models\": " FUZZ_ENTRY
      "|, \"models/fp32.onnx/x\": " FUZZ_ENTRY "|, \"none.bin\": " FUZZ_ENTRY "|, \"x\": 1|, \"x\": null|, \"x\": {}|, 5"},
     {"sha256", 's', "\"@SHA@\"", "", "\"\"|\"@64*a@\"|\"@64*A@\"|\"@SHA@0\"|\" @SHA@\"|\"@64*g@\"|\"@63*a@\""},

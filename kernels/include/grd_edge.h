@@ -6,8 +6,9 @@
  *
  * How to read this header
  *   1. simplest: grd_bundle_open -> grd_inspector_open -> grd_inspector_inspect.
- *   2. kernels alone: grd_score_patches and grd_cut_frame need no bundle and no engine.
- *   3. own engine: fill a grd_backend, see the last section.
+ *   2. a line: grd_bundle_open -> grd_stream_open -> grd_stream_submit and grd_stream_poll; frames overlap.
+ *   3. kernels alone: grd_score_patches and grd_cut_frame need no bundle and no engine.
+ *   4. own engine: fill a grd_backend, see the last section.
  *
  * Rules that hold everywhere
  *   - Every function that can fail returns a grd_status; GRD_OK is 0. Outputs are untouched when the
@@ -16,7 +17,7 @@
  *     library newer than your header knows, but your header does not, take their defaults.
  *   - The library never prints, never exits and lets no exception cross this border.
  *   - Memory passed in stays the caller's; memory handed out (strings) lives as long as its handle.
- *   - A handle may be used by one thread at a time; different handles are independent.
+ *   - A handle may be used by one thread at a time, a stream by any number; different handles are independent.
  *   - Decisions: positive = defective. A NaN score is never good.
  */
 #ifndef GRD_EDGE_H
@@ -84,6 +85,10 @@ enum {
     GRD_ERR_MEMORY = 50,
     GRD_ERR_IO = 51,
     GRD_ERR_THREAD = 52, /* the system gave no thread */
+    /* 60..69 the stream; no defect, and nothing is lost */
+    GRD_ERR_STREAM_FULL = 60,    /* no room for the frame, as results were not taken; take some, then submit it again */
+    GRD_ERR_STREAM_EMPTY = 61,   /* no result is ready */
+    GRD_ERR_STREAM_TIMEOUT = 62, /* not within timeout_ms */
     /* 90 a defect of ours; please report */
     GRD_ERR_INTERNAL = 90
 };
@@ -290,6 +295,11 @@ GRD_API const char *grd_cuda_message(void);
 
 typedef struct grd_bundle grd_bundle;
 
+enum { /* grd_bundle_info.head: what the bundle's graph yields of a patch */
+    GRD_HEAD_RECONSTRUCTION = 0, /* X^, scored as grd_score_patches does */
+    GRD_HEAD_SCORE_MAP = 1       /* scores of its own: 1,1 + patch_h,patch_w; the score in row 0, below it the map */
+};
+
 typedef struct grd_bundle_info {
     uint32_t struct_size;
     int32_t schema;
@@ -305,6 +315,9 @@ typedef struct grd_bundle_info {
     int32_t region_count;    /* 1 to 64; 0 without decision */
     int32_t roi_h;           /* size of the mask of interest, which frames must have; 0: the whole frame counts */
     int32_t roi_w;
+    double run_agreement;    /* share of the acquisitions of a run that must agree, in (0.5, 1]; 0 without decision */
+    int32_t head;            /* GRD_HEAD_*; not in the first release */
+    int32_t reserved;
 } grd_bundle_info;
 
 /* Opens and verifies a bundle folder: schema, names, sizes and sha256 of every file. The bytes that were
@@ -343,8 +356,10 @@ typedef struct grd_inspector_params {
 enum { /* decisions; anything but GRD_GOOD must be rejected */
     GRD_GOOD = 0,
     GRD_DEFECTIVE = 1,
-    GRD_UNDECIDED = 2 /* the bundle has no thresholds yet; or the frame has fewer patches than k, so that only the
-                         other frames of its product can decide: add up defective_count over them */
+    GRD_UNDECIDED = 2,   /* the bundle has no thresholds yet; or the frame has fewer patches than k, so that only the
+                            other frames of its product can decide: add up defective_count over them, or let a stream */
+    GRD_INCONSISTENT = 3, /* of a run: its acquisitions do not agree */
+    GRD_NOT_INSPECTED = 4 /* of a stream: the frame was dropped or failed, or the product lacks such frames */
 };
 
 typedef struct grd_patch_result {
@@ -377,7 +392,7 @@ typedef struct grd_result {
     const grd_view *heatmap;   /* 1,1,scaled_h,scaled_w FLOAT32, overlaps averaged; 0 where nothing was inspected or
                                   nothing is of interest; NULL = not wanted */
     const grd_view *x_hat;     /* N,C,patch_h,patch_w FLOAT32 dense, reconstructions of the inspected patches in the
-                                  first patch_count of N; NULL = not wanted */
+                                  first patch_count of N; NULL = not wanted. GRD_ERR_ARGUMENT of GRD_HEAD_SCORE_MAP */
     const grd_view *roi;       /* 1,1,H,W UINT8 of the frame's own size, any strides, nonzero = of interest: in place of
                                   the bundle's mask; NULL = the bundle's mask, else the whole frame */
 } grd_result;
@@ -396,11 +411,192 @@ GRD_API grd_status grd_inspector_grid(const grd_inspector *inspector, int64_t fr
                                       grd_grid *out);
 /* Frame in, decision out. frame as in grd_cut_frame. Only patches with a pixel of interest and in a region are cut,
  * inferred and scored; pixels outside the mask are 0 in patch and reconstruction when they are scored, and phi is the
- * mean over the windows that hold a pixel of interest (docs/method.md, sections 6 and 7). Memory is allocated only when
- * a frame needs more of it than every frame before. The first frame of a new patch count may take longer: engines are
- * prepared for the batch sizes they meet. Inspect one frame before the line starts.
+ * mean over the windows that hold a pixel of interest (docs/method.md, sections 6 and 7).
+ * Of GRD_HEAD_SCORE_MAP, phi is the graph's score, phi_local the largest value of its map (NaN if any is) and the heatmap
+ * that map. Where a mask leaves out part of an inspected patch, the map is 0 outside and both scores of every patch of
+ * the frame are its largest value inside.
+ * Memory is allocated only when a frame needs more of it than every frame before. The first frame of a new patch count
+ * may take longer: engines are prepared for the batch sizes they meet. Inspect one frame before the line starts.
  * Errors: 10..17, 33, 34, 40, 41, 50. */
 GRD_API grd_status grd_inspector_inspect(grd_inspector *inspector, const grd_view *frame, grd_result *result);
+
+/* ----------------------------------------------------------------- stream */
+
+/* Frames in one after another, decisions out, with bounded memory and exact accounting:
+ *   grd_stream_open -> { grd_stream_submit, grd_stream_poll or _wait } ... -> grd_stream_flush -> poll the rest -> close.
+ * Every submitted frame comes back exactly once, as scored, late, dropped or failed. Its pixels and output buffers are
+ * the stream's from grd_stream_submit until then; it makes no copy of them, though a backend on a device has to. Frames
+ * come back in the order of their submission, but for dropped ones, which come back at once. After grd_stream_open,
+ * memory is allocated only for failures' texts, and for frames larger than those announced.
+ * Any thread may call any function of an open stream, several at a time; only grd_stream_close is the last. */
+typedef struct grd_stream grd_stream;
+
+enum { /* grd_stream_params.overload: when queue_depth frames wait already, grd_stream_submit */
+    GRD_OVERLOAD_BLOCK = 0,       /* waits for a place: for ever where nobody takes results and capacity is reached */
+    GRD_OVERLOAD_DROP_OLDEST = 1, /* drops the frame that has waited longest */
+    GRD_OVERLOAD_DROP_NEWEST = 2  /* drops the frame it was called with */
+};
+
+enum { /* grd_stream_result.outcome */
+    GRD_SCORED = 1,  /* decided in time */
+    GRD_LATE = 2,    /* decided, after its deadline */
+    GRD_DROPPED = 3, /* not inspected: the stream was overloaded, or closed */
+    GRD_FAILED = 4   /* not inspected: status and message say why */
+};
+
+typedef struct grd_stream_result {
+    uint32_t struct_size;
+    int32_t outcome;         /* GRD_SCORED ... GRD_FAILED */
+    grd_status status;       /* GRD_OK, or why the frame failed */
+    int32_t generation;      /* of the bundle that inspected it: 0, and 1 more after each grd_stream_swap */
+    int64_t id;              /* these as submitted */
+    int64_t product;
+    int64_t run;
+    void *user;
+    int32_t decision;        /* of this frame; GRD_NOT_INSPECTED when it was dropped or failed */
+    int32_t patch_count;     /* these as in grd_result; 0 and NaN when not inspected */
+    int32_t defective_count;
+    int32_t product_complete; /* 1: this frame was the last of its product to come back */
+    float score;
+    float threshold;
+    int32_t product_decision; /* when complete: defective when at least k patches of all its frames are; GRD_UNDECIDED when
+                                 nothing can be decided; GRD_NOT_INSPECTED when frames are missing that could tell */
+    int32_t product_frames;   /* of the product so far, this one included: how many came back, ... */
+    int32_t product_missing;  /* ... and how many of these were dropped or failed */
+    int32_t product_defective_count; /* defective patches of them */
+    int32_t run_complete;     /* 1: this product was the last of its run */
+    int32_t run_decision;     /* when complete: GRD_GOOD, GRD_DEFECTIVE, GRD_UNDECIDED or GRD_INCONSISTENT */
+    int32_t run_products;     /* products of the run so far */
+    int32_t run_defective;    /* and how many of these are defective */
+    double queue_ms;          /* from submission until work on it began */
+    double cut_ms;            /* wall times of the stages; of all frames of its batch, where it shared one */
+    double infer_ms;
+    double score_ms;
+    double total_ms;          /* from submission until the result was there */
+    int32_t batch_frames;     /* frames that shared its engine calls, itself included */
+    int32_t reserved;
+    char message[256];        /* of a failed frame, else "" */
+} grd_stream_result;
+
+/* Called by a thread of the stream for each result, one at a time; the result is valid during the call. */
+typedef void (*grd_stream_result_fn)(void *context, const grd_stream_result *result);
+
+typedef struct grd_stream_params {
+    uint32_t struct_size;
+    int32_t queue_depth;   /* frames that may wait for the engine, 1..65536; 0 = 8 */
+    int32_t capacity;      /* frames held in all: waiting, in work, and results not yet taken; more than queue_depth, at
+                              most 1048576; 0 = 4 * queue_depth + 64 */
+    int32_t overload;      /* GRD_OVERLOAD_* */
+    int32_t engines;       /* instances of the engine that run side by side, 1..16; 0 = 1. 2 on a GPU: one frame is copied
+                              while the other is computed. Each holds the weights anew */
+    int32_t threads;       /* of the stream, engines..64; 0 = engines, and one more to cut and score meanwhile where these
+                              leave it the CPU (any target but "cpu"), or to go on during on_result */
+    int32_t batch_frames;  /* frames that may share engine calls, 1..1024: as many as wait, fit batch_limit patches, pay
+                              off, and keep their deadlines; 0 = as many as that gives */
+    int32_t heatmaps;      /* 1: frames may bring a heatmap to fill; 0: none does */
+    int64_t frame_h;       /* size and channels of all frames; others fail. 0, 0, 0: any, and memory grows with them */
+    int64_t frame_w;
+    int32_t frame_c;
+    int32_t open_products; /* products, and runs, that may be incomplete at a time, 1..65536; 0 = 256. One more closes the
+                              oldest, which then has missing frames */
+    double deadline_ms;    /* from submission until the result, of frames that bring none; 0 = none */
+    double batch_wait_ms;  /* how long a frame may wait for others to share a batch, as its deadline allows; 0 = it shares
+                              with those that wait already */
+    double spin_us;        /* how long idle threads of the stream, and grd_stream_wait, watch before they sleep: less
+                              latency for CPU time; 0 = not at all */
+    const int32_t *cpus;   /* CPUs that the threads of the stream and its engines run on; NULL = any */
+    int64_t cpu_count;
+    const grd_inspector_params *inspector; /* of the engines; NULL = defaults */
+    grd_stream_result_fn on_result; /* NULL = results are polled. It may call grd_stream_submit, which then refuses where it
+                                       would wait, and grd_stream_get_stats, nothing else of this stream */
+    void *context;         /* for on_result */
+} grd_stream_params;
+
+typedef struct grd_stream_frame {
+    uint32_t struct_size;
+    int32_t product_frames; /* frames that make up its product; 0 = 1, the frame alone */
+    int64_t id;             /* these come back with the result */
+    int64_t product;        /* which product it belongs to; frames of several products may alternate */
+    int64_t run;            /* which run the product belongs to */
+    void *user;
+    int32_t run_products;   /* products that make up the run, each seen in an acquisition; 0 = no run */
+    int32_t reserved;
+    double deadline_ms;     /* from submission until the result; 0 = that of the stream; below 0 = none */
+    grd_view view;          /* the pixels, as for grd_inspector_inspect */
+    grd_patch_result *patches; /* filled when scored; NULL = not wanted */
+    int64_t patch_capacity;
+    grd_view heatmap;       /* as grd_result.heatmap; data NULL = not wanted */
+} grd_stream_frame;
+
+/* Times in ms of one stage over the life of a stream; percentiles are at most 3.2 % above the exact ones, worst is exact. */
+typedef struct grd_latency {
+    int64_t count;
+    double p50_ms;
+    double p95_ms;
+    double p99_ms;
+    double p999_ms;
+    double worst_ms;
+} grd_latency;
+
+typedef struct grd_stream_stats {
+    uint32_t struct_size;
+    int32_t generation;
+    int64_t submitted; /* = scored + late + dropped + failed + in_flight, always */
+    int64_t scored;
+    int64_t late;      /* missed deadlines */
+    int64_t dropped;
+    int64_t failed;
+    int64_t in_flight; /* waiting or in work */
+    int64_t waiting;   /* of these, waiting */
+    int64_t ready;     /* results not yet taken */
+    int64_t refused;   /* calls of grd_stream_submit that gave GRD_ERR_STREAM_FULL; such frames are not submitted */
+    int64_t good;      /* decisions of scored and late frames */
+    int64_t defective;
+    int64_t undecided;
+    int64_t products_closed; /* incomplete ones that had to make room, runs included */
+    int64_t batches;   /* times that frames went to the engine together, or that one did alone */
+    int64_t patches;   /* inspected */
+    double oldest_ms;  /* age of the oldest frame in flight: large when an engine hangs */
+    double uptime_s;
+    grd_latency queue; /* as the members of grd_stream_result */
+    grd_latency cut;
+    grd_latency infer;
+    grd_latency score;
+    grd_latency total;
+} grd_stream_stats;
+
+/* Opens the engines, and prepares them for every batch size that frame_h x frame_w frames can make, which takes seconds;
+ * so no frame meets it later. The bundle must stay open as long as the stream, or until grd_stream_swap replaced it. *out
+ * receives a handle also on failure, as in grd_bundle_open. params NULL = defaults. Errors: those of grd_inspector_open,
+ * 40, 41, GRD_ERR_THREAD. */
+GRD_API grd_status grd_stream_open(const grd_bundle *bundle, const grd_stream_params *params, grd_stream **out);
+/* Drops what waits, ends the work under way, frees everything. Frames whose results were not taken come back to the caller
+ * by this call. Not from on_result. NULL is fine. */
+GRD_API void grd_stream_close(grd_stream *stream);
+/* One sentence about the last call of this thread on any stream that failed with a status outside 60..69, which say all;
+ * "" when none did. Valid until the thread's next call. */
+GRD_API const char *grd_stream_message(const grd_stream *stream);
+/* Gives a frame to the stream. GRD_OK: it comes back once, whatever happens to it; a frame that does not fit comes back as
+ * failed. Any other status: it was not taken. Errors: 10, 11, GRD_ERR_STREAM_FULL. */
+GRD_API grd_status grd_stream_submit(grd_stream *stream, const grd_stream_frame *frame);
+/* Takes the next result, if there is one; not with on_result. Errors: 10, 11, GRD_ERR_STREAM_EMPTY. */
+GRD_API grd_status grd_stream_poll(grd_stream *stream, grd_stream_result *result);
+/* The same, waiting for it at most timeout_ms; below 0: as long as it takes. Errors: 10, 11, GRD_ERR_STREAM_TIMEOUT. */
+GRD_API grd_status grd_stream_wait(grd_stream *stream, grd_stream_result *result, double timeout_ms);
+/* Waits until nothing is in flight, at most timeout_ms; below 0: as long as it takes. Results stay to be taken; with
+ * on_result they were all delivered. Errors: 10, GRD_ERR_STREAM_TIMEOUT. */
+GRD_API grd_status grd_stream_flush(grd_stream *stream, double timeout_ms);
+/* Puts another bundle in charge without a gap: its engines are opened and prepared while the stream goes on, frames
+ * submitted from then on are inspected by it, and those submitted before by the bundle, and the thresholds, that were in
+ * charge then. Returns when the last of these is done: the old bundle may then be closed. A failure leaves the old one in
+ * charge. One swap at a time. Errors: those of grd_stream_open. */
+GRD_API grd_status grd_stream_swap(grd_stream *stream, const grd_bundle *bundle);
+/* A consistent picture of the counts; the percentiles are those of about now. Errors: 10, 11. */
+GRD_API grd_status grd_stream_get_stats(const grd_stream *stream, grd_stream_stats *out);
+/* As grd_inspector_engine_version and grd_inspector_grid, of the bundle in charge. The text is valid until the thread's
+ * next call. Errors: 10, 11, 13, 40. */
+GRD_API const char *grd_stream_engine_version(const grd_stream *stream);
+GRD_API grd_status grd_stream_grid(const grd_stream *stream, int64_t frame_h, int64_t frame_w, grd_grid *out);
 
 /* ---------------------------------------------------- backends (advanced) */
 
@@ -425,9 +621,14 @@ typedef struct grd_engine_desc {
     const char *compute_capabilities; /* of the devices that it was built for, "8.6 8.9" */
     const char *compatibility;        /* with other versions and devices: "none", "version", "ampere+", ... */
     const char *target;               /* "rtx-ada" */
+    /* Extents of what the engine yields of a patch, GRD_HEAD_*; 0 = those of the patch: */
+    int32_t output_c;
+    int32_t output_h;
+    int32_t output_w;
+    int32_t reserved;
 } grd_engine_desc;
 
-/* Whole frames on the engine's device, for backends that cut, infer and score there. */
+/* Whole frames on the engine's device, for backends that cut, infer and score there; of GRD_HEAD_RECONSTRUCTION only. */
 typedef struct grd_frame_desc {
     uint32_t struct_size;
     int32_t window;          /* GRD_WINDOW_* */
@@ -456,7 +657,8 @@ typedef struct grd_backend {
     const char *name;
     /* Detail text of a failure goes to message (NUL-terminated, at most message_bytes). */
     grd_status (*engine_open)(const grd_engine_desc *desc, void **engine, char *message, size_t message_bytes);
-    /* x and x_hat: dense FLOAT32 N,C,patch_h,patch_w with 1 <= N <= batch_limit; blocks until done. */
+    /* x and x_hat: dense FLOAT32 N,C,patch_h,patch_w and N,output_c,output_h,output_w with 1 <= N <= batch_limit; blocks
+     * until done. */
     grd_status (*engine_infer)(void *engine, const grd_view *x, const grd_view *x_hat, char *message,
                                size_t message_bytes);
     const char *(*engine_version)(void *engine);

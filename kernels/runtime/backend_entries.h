@@ -23,10 +23,13 @@ template <class Work> grd_status told(char *message, size_t message_bytes, Work 
     return status;
 }
 
-/* desc in the terms of this release: what an older library does not give is NULL. */
+/* desc in the terms of this release: what an older library does not give is NULL, or as the patch. */
 inline grd_engine_desc engine_desc_of(const grd_engine_desc *desc) {
     grd_engine_desc known = {};
     std::memcpy(&known, desc, desc->struct_size < sizeof known ? desc->struct_size : sizeof known);
+    if (known.output_c == 0) known.output_c = known.channels;
+    if (known.output_h == 0) known.output_h = known.patch_h;
+    if (known.output_w == 0) known.output_w = known.patch_w;
     return known;
 }
 

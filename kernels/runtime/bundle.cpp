@@ -3,6 +3,8 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "bundle.h"
 
+#include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <limits>
 #include <set>
@@ -128,9 +130,9 @@ const char *grd_bundle_message(const grd_bundle *bundle) { return bundle == null
 
 grd_status grd_bundle_get_info(const grd_bundle *bundle, grd_bundle_info *out) {
     if (bundle == nullptr || !bundle->verified || out == nullptr) return GRD_ERR_ARGUMENT;
-    if (out->struct_size < sizeof(grd_bundle_info)) return GRD_ERR_STRUCT_SIZE;
     const uint32_t struct_size = out->struct_size;
-    *out = bundle->description.info;
+    if (struct_size < offsetof(grd_bundle_info, head)) return GRD_ERR_STRUCT_SIZE;
+    std::memcpy(out, &bundle->description.info, std::min(size_t{struct_size}, sizeof(grd_bundle_info)));
     out->struct_size = struct_size;
     return GRD_OK;
 }

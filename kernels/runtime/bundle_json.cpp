@@ -367,7 +367,8 @@ Description description_from_bundle_json(const Bytes &bytes) {
     root.keys({"schema", "name", "head", "files", "geometry", "score", "precision", "engines", "provenance", "seal"},
               {"roi"});
     root.at("name").label();
-    root.at("head").choice({"reconstruction"});
+    out.info.head = root.at("head").choice({"reconstruction", "score_map"});
+    static_assert(GRD_HEAD_RECONSTRUCTION == 0 && GRD_HEAD_SCORE_MAP == 1, "order of the choices above");
     root.at("provenance").object();
     read_files(root.at("files"), &out);
     if (root.has("roi")) {
@@ -415,6 +416,7 @@ void add_decision_json(const Bytes &bytes, Description *description) {
     root.at("fit").object();
     const double agreement = root.at("run_agreement").number();
     if (!(agreement > 0.5 && agreement <= 1.0)) root.at("run_agreement").wrong("a number above 0.5, at most 1");
+    description->info.run_agreement = agreement;
     description->info.k = root.at("k").integer32(1);
     description->info.region_count = static_cast<int32_t>(description->regions.size());
     if (description->regions.size() == 1) description->info.threshold = description->regions[0].threshold;

@@ -3,7 +3,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "../patchify/patchify.h"
 #include "failure.h"
-#include "inspector.h"
+#include "work.h"
 
 namespace grd {
 namespace {
@@ -62,9 +62,9 @@ void fail_cut(grd_status status, const grd_view &frame, const grd_cut_params &cu
     }
 }
 
-Mask mask_of_frame(const grd_inspector &inspector, const grd_view &frame, const grd_view *roi) {
+Mask mask_of_frame(const Model &model, const grd_view &frame, const grd_view *roi) {
     const int64_t h = frame.extent[2], w = frame.extent[3];
-    Mask mask = inspector.roi;
+    Mask mask = model.roi;
     if (roi != nullptr) {
         if (roi->data == nullptr) fail(GRD_ERR_ARGUMENT, "result.roi has no data; pass NULL for the bundle's mask");
         if (roi->dtype != GRD_UINT8) fail(GRD_ERR_DTYPE, text("result.roi has dtype %d, expected UINT8", roi->dtype));
@@ -89,13 +89,14 @@ Mask mask_of_frame(const grd_inspector &inspector, const grd_view &frame, const 
     return mask;
 }
 
-void check_result(const grd_inspector &inspector, const grd_grid &grid, const grd_result &result) {
-    const grd_cut_params &cut = inspector.info.cut;
-    const int32_t count = inspector.selection.count();
+void check_outputs(const Model &model, const grd_grid &grid, int32_t count, const grd_result &result) {
+    const grd_cut_params &cut = model.info.cut;
     if (result.patches != nullptr && result.patch_capacity < count)
         fail(GRD_ERR_BUFFER, text("result.patches holds %lld, the frame has %d patches; ask grd_inspector_grid first",
                                   static_cast<long long>(result.patch_capacity), count));
     if (result.heatmap != nullptr) check_output(*result.heatmap, "heatmap", 1, 1, grid.scaled_h, grid.scaled_w, false);
+    if (result.x_hat != nullptr && model.scores_itself())
+        fail(GRD_ERR_ARGUMENT, "this bundle's graph yields scores and maps, no reconstructions; do not ask for x_hat");
     if (result.x_hat != nullptr)
         check_output(*result.x_hat, "x_hat", count, cut.channels, cut.patch_h, cut.patch_w, true);
 }

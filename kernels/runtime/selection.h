@@ -32,6 +32,8 @@ public:
     const SelectedPatch &patch(int32_t i) const { return patches_[static_cast<size_t>(i)]; }
     /* By number in the grid: place among the chosen, -1 when not chosen. */
     const int32_t *slots() const { return slots_.data(); }
+    /* Whether a patch has pixels that are not of interest. */
+    bool any_mask() const { return !masks_.empty(); }
     /* Mask of patch i, dense patch_h x patch_w, 1 = of interest, and those of the patches after it; NULL when all of its
      * pixels are. */
     const uint8_t *mask(int32_t i) const {

@@ -44,6 +44,9 @@ const char *grd_status_name(grd_status status) {
         GRD_CASE(GRD_ERR_MEMORY);
         GRD_CASE(GRD_ERR_IO);
         GRD_CASE(GRD_ERR_THREAD);
+        GRD_CASE(GRD_ERR_STREAM_FULL);
+        GRD_CASE(GRD_ERR_STREAM_EMPTY);
+        GRD_CASE(GRD_ERR_STREAM_TIMEOUT);
         GRD_CASE(GRD_ERR_INTERNAL);
 #undef GRD_CASE
     default:

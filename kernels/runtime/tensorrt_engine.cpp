@@ -3,6 +3,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tensorrt_engine.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -64,8 +65,10 @@ void EngineSide::unstage(float *values, size_t count) const {
 }
 
 TensorRtEngine::TensorRtEngine(const grd_engine_desc &desc)
-    : api_(desc.vendor_dir), channels_(desc.channels), patch_h_(desc.patch_h), patch_w_(desc.patch_w),
-      batch_limit_(desc.batch_limit) {}
+    : api_(desc.vendor_dir), batch_limit_(desc.batch_limit) {
+    x_.each = {desc.channels, desc.patch_h, desc.patch_w};
+    x_hat_.each = {desc.output_c, desc.output_h, desc.output_w};
+}
 
 TensorRtEngine::~TensorRtEngine() {
     if (stream_ != nullptr) cudaStreamSynchronize(stream_);
@@ -88,16 +91,16 @@ void TensorRtEngine::open(const grd_engine_desc &desc) {
     check_engine_version(kTensorRtKind, desc, built, api_.version());
     choose_device(desc);
     read(desc);
-    x_.device.reserve(x_.bytes(patch_values() * static_cast<size_t>(batch_limit_)));
-    x_.staging.reserve(x_.bytes(patch_values() * static_cast<size_t>(batch_limit_)));
-    x_hat_.device.reserve(x_hat_.bytes(patch_values() * static_cast<size_t>(batch_limit_)));
-    x_hat_.staging.reserve(x_hat_.bytes(patch_values() * static_cast<size_t>(batch_limit_)));
+    for (EngineSide *side : {&x_, &x_hat_}) {
+        side->device.reserve(side->bytes(static_cast<size_t>(batch_limit_)));
+        side->staging.reserve(side->bytes(static_cast<size_t>(batch_limit_)));
+    }
     check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
     configure(desc);
     graphs_ = make_graphs(1);
     if (!graphs_->reason(0).empty()) add_note("no CUDA graphs (" + graphs_->reason(0) + ")");
     /* An engine that does not run is told now, not at the first frame. */
-    std::memset(x_.staging.data(), 0, x_.bytes(patch_values() * static_cast<size_t>(batch_limit_)));
+    std::memset(x_.staging.data(), 0, x_.bytes(static_cast<size_t>(batch_limit_)));
     run_batch(static_cast<int32_t>(batch_limit_));
     save_cache();
 }
@@ -138,7 +141,7 @@ void TensorRtEngine::read(const grd_engine_desc &desc) {
     }
     if (x_.name.empty() || x_hat_.name.empty())
         fail(GRD_ERR_ENGINE_OPEN,
-             text("the engine has %d inputs and outputs, expected one of each; export x -> x_hat only", sides));
+             text("the engine has %d inputs and outputs, expected one of each; export it with one of each", sides));
     check_side("input", &x_);
     check_side("output", &x_hat_);
     check_profile(desc);
@@ -179,13 +182,12 @@ void TensorRtEngine::check_validity(const grd_engine_desc &desc) const {
 void TensorRtEngine::check_side(const char *what, EngineSide *side) const {
     const char *name = side->name.c_str();
     const nvinfer1::Dims shape = engine_->getTensorShape(name);
-    const int64_t want[4] = {-1, channels_, patch_h_, patch_w_};
     bool fits = shape.nbDims == 4;
-    for (int32_t i = 1; i < 4 && fits; ++i) fits = shape.d[i] == want[i];
+    for (size_t i = 0; i < 3 && fits; ++i) fits = shape.d[i + 1] == side->each[i];
     if (!fits)
         fail(GRD_ERR_SHAPE, text("the engine's %s %s is %s, expected N x %lld x %lld x %lld; rebuild the bundle", what,
-                                 quoted(name).c_str(), text_of(shape).c_str(), static_cast<long long>(channels_),
-                                 static_cast<long long>(patch_h_), static_cast<long long>(patch_w_)));
+                                 quoted(name).c_str(), text_of(shape).c_str(), static_cast<long long>(side->each[0]),
+                                 static_cast<long long>(side->each[1]), static_cast<long long>(side->each[2])));
     const nvinfer1::DataType type = engine_->getTensorDataType(name);
     if (type != nvinfer1::DataType::kFLOAT && type != nvinfer1::DataType::kHALF)
         fail(GRD_ERR_ENGINE_OPEN, text("the engine's %s %s has data type %d, expected FLOAT or HALF; rebuild the bundle",
@@ -279,8 +281,8 @@ void TensorRtEngine::prepare(Lane *lane, int32_t n) const {
 void TensorRtEngine::set_batch(Lane *lane, int32_t n) const {
     nvinfer1::Dims shape = {};
     shape.nbDims = 4;
-    const int64_t extent[4] = {n, channels_, patch_h_, patch_w_};
-    for (int i = 0; i < 4; ++i) shape.d[i] = extent[i];
+    shape.d[0] = n;
+    for (size_t i = 0; i < 3; ++i) shape.d[i + 1] = x_.each[i];
     TensorRtApi::listen();
     lane->batch = 0;
     if (!lane->context->setInputShape(x_.name.c_str(), shape))
@@ -330,13 +332,13 @@ void TensorRtEngine::tell(const GraphCache &graphs, size_t key, int32_t batch) {
 }
 
 void TensorRtEngine::run_batch(int32_t n) {
-    const size_t values = patch_values() * static_cast<size_t>(n);
+    const size_t patches = static_cast<size_t>(n);
     const int32_t lane = lane_of(n);
     run(graphs_.get(), lane, static_cast<size_t>(lane), [&](void *) {
-        check_cuda(cudaMemcpyAsync(x_.device.data(), x_.staging.data(), x_.bytes(values), cudaMemcpyHostToDevice, stream_),
+        check_cuda(cudaMemcpyAsync(x_.device.data(), x_.staging.data(), x_.bytes(patches), cudaMemcpyHostToDevice, stream_),
                    "cudaMemcpyAsync");
         enqueue(lane);
-        check_cuda(cudaMemcpyAsync(x_hat_.staging.data(), x_hat_.device.data(), x_hat_.bytes(values),
+        check_cuda(cudaMemcpyAsync(x_hat_.staging.data(), x_hat_.device.data(), x_hat_.bytes(patches),
                                    cudaMemcpyDeviceToHost, stream_),
                    "cudaMemcpyAsync");
     });
@@ -345,19 +347,19 @@ void TensorRtEngine::run_batch(int32_t n) {
 void TensorRtEngine::infer(const grd_view &x, const grd_view &x_hat) {
     const int64_t n = x.extent[0];
     for (const grd_view *view : {&x, &x_hat})
-        if (view->extent[0] != n || n < 1 || n > batch_limit_ || view->extent[1] != channels_ ||
-            view->extent[2] != patch_h_ || view->extent[3] != patch_w_ || view->dtype != GRD_FLOAT32 ||
-            view->space != GRD_SPACE_HOST)
+        if (view->extent[0] != n || n < 1 || n > batch_limit_ ||
+            !std::equal(view->extent + 1, view->extent + 4, (view == &x ? x_ : x_hat_).each.begin()) ||
+            view->dtype != GRD_FLOAT32 || view->space != GRD_SPACE_HOST)
             fail(GRD_ERR_SHAPE, text("a batch is %lldx%lldx%lldx%lld, expected 1 to %lld FLOAT32 patches of this engine's "
                                      "size in host memory",
                                      static_cast<long long>(view->extent[0]), static_cast<long long>(view->extent[1]),
                                      static_cast<long long>(view->extent[2]), static_cast<long long>(view->extent[3]),
                                      static_cast<long long>(batch_limit_)));
     enter();
-    const size_t values = patch_values() * static_cast<size_t>(n);
-    x_.stage(static_cast<const float *>(x.data), values);
+    const size_t patches = static_cast<size_t>(n);
+    x_.stage(static_cast<const float *>(x.data), x_.values(patches));
     run_batch(static_cast<int32_t>(n));
-    x_hat_.unstage(static_cast<float *>(x_hat.data), values);
+    x_hat_.unstage(static_cast<float *>(x_hat.data), x_hat_.values(patches));
 }
 
 } // namespace grd

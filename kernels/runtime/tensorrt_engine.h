@@ -21,13 +21,15 @@ namespace grd {
  * is done to a context after its work was captured would spoil the graph, so no two sizes may share one. */
 constexpr int32_t kLanes = 16;
 
-/* A dense side of the engine: N,C,patch_h,patch_w on the device and page-locked. */
+/* A dense side of the engine: N,C,H,W on the device and page-locked. */
 struct EngineSide {
     std::string name;
     int32_t dtype = 0; /* GRD_FLOAT32 or GRD_FLOAT16 */
+    std::array<int64_t, 3> each; /* C, H, W of a patch, or of what is made of it */
     CudaBuffer device{false}, staging{true};
 
-    size_t bytes(size_t values) const { return values * (dtype == GRD_FLOAT16 ? 2 : 4); }
+    size_t values(size_t patches) const { return patches * static_cast<size_t>(each[0] * each[1] * each[2]); }
+    size_t bytes(size_t patches) const { return values(patches) * (dtype == GRD_FLOAT16 ? 2 : 4); }
     /* values at the beginning of `staging`, from and to FLOAT32 */
     void stage(const float *values, size_t count) const;
     void unstage(float *values, size_t count) const;
@@ -46,7 +48,6 @@ public:
 
     /* For whole frames, tensorrt_frames.cpp. */
     int32_t batch_limit() const { return static_cast<int32_t>(batch_limit_); }
-    size_t patch_values() const { return static_cast<size_t>(channels_ * patch_h_ * patch_w_); }
     const EngineSide &x() const { return x_; }
     const EngineSide &x_hat() const { return x_hat_; }
     cudaStream_t stream() const { return stream_; }
@@ -56,14 +57,21 @@ public:
     int32_t lane_of(int32_t n);
     void enqueue(int32_t lane) const;
     void synchronize() const { check_cuda(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
-    /* Runs the work of key = lane * variants + variant by its graph, or by hand; then waits. */
+    /* Runs the work of key = lane * variants + variant by its graph, or by hand; then waits. When part of it cannot be
+     * enqueued, it waits for the rest, which would else still use buffers that the caller may free. */
     template <class Enqueue> void run(GraphCache *graphs, int32_t lane, size_t key, Enqueue &&enqueue) {
-        if (lane == kLanes) {
-            enqueue(static_cast<void *>(stream_));
-        } else {
-            const GraphState before = graphs->state(key);
-            graphs->run(key, stream_, enqueue);
-            if (graphs->state(key) != before) tell(*graphs, key, lanes_[static_cast<size_t>(lane)].batch);
+        try {
+            if (lane == kLanes) {
+                enqueue(static_cast<void *>(stream_));
+            } else {
+                const GraphState before = graphs->state(key);
+                graphs->run(key, stream_, enqueue);
+                if (graphs->state(key) != before) tell(*graphs, key, lanes_[static_cast<size_t>(lane)].batch);
+            }
+        } catch (...) {
+            cudaStreamSynchronize(stream_);
+            cudaGetLastError(); /* the first failure is told, and later calls would return this one */
+            throw;
         }
         synchronize();
     }
@@ -90,7 +98,7 @@ private:
     void tell(const GraphCache &graphs, size_t key, int32_t batch);
 
     TensorRtApi api_;
-    int64_t channels_, patch_h_, patch_w_, batch_limit_;
+    int64_t batch_limit_;
     int device_ = 0;
     std::string version_;
     EngineSide x_, x_hat_;

@@ -17,6 +17,10 @@ TensorRtFrames::TensorRtFrames(TensorRtEngine *engine, const grd_frame_desc &des
     : engine_(*engine), desc_(desc), patch_px_(static_cast<size_t>(desc.cut.patch_h) * static_cast<size_t>(desc.cut.patch_w)) {}
 
 TensorRtFrames *TensorRtFrames::open(TensorRtEngine *engine, const grd_frame_desc &desc) {
+    if (engine->x_hat().each != engine->x().each) {
+        engine->add_note("frames cut and scored on the host (the engine yields no reconstructions)");
+        return nullptr;
+    }
     engine->enter();
     std::unique_ptr<TensorRtFrames> frames(new TensorRtFrames(engine, desc));
     const size_t limit = static_cast<size_t>(engine->batch_limit());
@@ -28,7 +32,7 @@ TensorRtFrames *TensorRtFrames::open(TensorRtEngine *engine, const grd_frame_des
     }
     frames->reserve(&frames->indices_, limit * sizeof(int32_t));
     frames->reserve(&frames->scores_, limit * 2 * sizeof(float));
-    if (engine->x().dtype != GRD_FLOAT32) frames->x_.reserve(limit * engine->patch_values() * sizeof(float));
+    if (engine->x().dtype != GRD_FLOAT32) frames->x_.reserve(engine->x().values(limit) * sizeof(float));
     frames->workspace_.reserve(frames->workspace_bytes_);
     check_cuda(cudaMemsetAsync(frames->workspace_.data(), 0, frames->workspace_bytes_, engine->stream()),
                "cudaMemsetAsync");
@@ -142,7 +146,7 @@ void TensorRtFrames::enqueue(const Batch &batch, int32_t lane) const {
     if (batch.heatmaps) copy_out(heatmaps_, n * patch_px_ * sizeof(float));
     const EngineSide &x_hat = engine_.x_hat();
     if (batch.x_hat)
-        check_cuda(cudaMemcpyAsync(x_hat.staging.data(), x_hat.device.data(), x_hat.bytes(n * engine_.patch_values()),
+        check_cuda(cudaMemcpyAsync(x_hat.staging.data(), x_hat.device.data(), x_hat.bytes(n),
                                    cudaMemcpyDeviceToHost, stream),
                    "cudaMemcpyAsync");
 }
@@ -154,7 +158,8 @@ void TensorRtFrames::collect(const grd_frame_work &work, const Batch &batch) con
     std::memcpy(work.phi_local + first, scores + n, n * sizeof(float));
     if (batch.heatmaps)
         std::memcpy(work.heatmaps + first * patch_px_, heatmaps_.host.data(), n * patch_px_ * sizeof(float));
-    if (batch.x_hat) engine_.x_hat().unstage(work.x_hat + first * engine_.patch_values(), n * engine_.patch_values());
+    const EngineSide &x_hat = engine_.x_hat();
+    if (batch.x_hat) x_hat.unstage(work.x_hat + x_hat.values(first), x_hat.values(n));
 }
 
 void TensorRtFrames::inspect(const grd_frame_work &work) {

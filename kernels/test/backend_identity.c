@@ -1,9 +1,10 @@
-/* backend_identity.c - a backend without an engine: x_hat = x * gain. For tests, and as a template for own backends.
+/* backend_identity.c - a backend without an engine: x_hat = x * gain, or the scores of score_map_case.h. For tests, and as
+ * a template for own backends.
  *
  * SPDX-License-Identifier: Apache-2.0
  *
  * The engine file is text: "gain=0.5", "fail" (inference fails), "refuse" (opening fails), "nan" (every patch is
- * NaN) or "nan=3" (only the fourth patch of the engine's life is).
+ * NaN), "nan=3" (only the fourth patch of the engine's life is) or "nan px=3" (only its last value is).
  *
  * With IDENTITY_FRAMES it also does whole frames, by the kernels of the library; "no frames" then means that it leaves
  * them to the library after all, and "refuse frames" that it fails. */
@@ -12,6 +13,7 @@
 #include <string.h>
 
 #include "grd_edge.h"
+#include "score_map_case.h"
 
 #ifndef IDENTITY_SIZE
 #define IDENTITY_SIZE sizeof(grd_backend)
@@ -22,8 +24,10 @@
 
 typedef struct identity_engine {
     int64_t c, h, w, batch_limit;
+    int64_t yielded[3]; /* extents of what is made of a patch */
+    int score_map;
     float gain;
-    int fails;
+    int fails, nan_px;
     long nan_from, nan_to; /* patches, counted from opening */
     long seen;
     int frames; /* 1: does whole frames, -1: refuses */
@@ -46,12 +50,17 @@ static grd_status identity_open(const grd_engine_desc *desc, void **engine, char
     self->h = desc->patch_h;
     self->w = desc->patch_w;
     self->batch_limit = desc->batch_limit;
+    self->score_map = wants_score_map(desc);
+    self->yielded[0] = self->score_map ? 1 : self->c;
+    self->yielded[1] = self->score_map ? 1 + self->h : self->h;
+    self->yielded[2] = self->w;
     self->gain = strncmp(text, "gain=", 5) == 0 ? (float)atof(text + 5) : 1.0f;
     self->fails = strcmp(text, "fail") == 0;
     self->frames = strcmp(text, "no frames") == 0 ? 0 : strcmp(text, "refuse frames") == 0 ? -1 : 1;
     if (strcmp(text, "nan") == 0) self->nan_to = 1L << 30;
-    if (strncmp(text, "nan=", 4) == 0) {
-        self->nan_from = atol(text + 4);
+    self->nan_px = strncmp(text, "nan px=", 7) == 0;
+    if (self->nan_px || strncmp(text, "nan=", 4) == 0) {
+        self->nan_from = atol(strchr(text, '=') + 1);
         self->nan_to = self->nan_from + 1;
     }
     *engine = self;
@@ -62,19 +71,23 @@ static grd_status identity_infer(void *engine, const grd_view *x, const grd_view
                                  size_t message_bytes) {
     identity_engine *self = engine;
     const int64_t n = x->extent[0], patch = self->c * self->h * self->w;
+    const int64_t made = self->yielded[0] * self->yielded[1] * self->yielded[2];
     if (self->fails) return told(GRD_ERR_ENGINE_RUN, "told to fail", message, message_bytes);
     for (int i = 0; i < 4; ++i)
-        if (x->stride_bytes[i] != 0 || x_hat->stride_bytes[i] != 0 || x->extent[i] != x_hat->extent[i])
+        if (x->stride_bytes[i] != 0 || x_hat->stride_bytes[i] != 0 || x_hat->extent[i] != (i == 0 ? n : self->yielded[i - 1]))
             return told(GRD_ERR_ENGINE_RUN, "views are not dense and alike", message, message_bytes);
     if (n < 1 || n > self->batch_limit || x->extent[1] != self->c || x->extent[2] != self->h ||
         x->extent[3] != self->w || x->dtype != GRD_FLOAT32 || x_hat->dtype != GRD_FLOAT32)
         return told(GRD_ERR_ENGINE_RUN, "views are not what was promised", message, message_bytes);
     for (int64_t i = 0; i < n; ++i, ++self->seen) {
         const float *from = (const float *)x->data + i * patch;
-        float *to = (float *)x_hat->data + i * patch;
+        float *to = (float *)x_hat->data + i * made;
         const int is_nan = self->seen >= self->nan_from && self->seen < self->nan_to;
-        for (int64_t k = 0; k < patch; ++k) to[k] = from[k] * self->gain;
-        if (is_nan) memset(to, 0xff, (size_t)patch * sizeof *to);
+        if (self->score_map) write_score_map(from, to, self->h, self->w, self->gain);
+        else
+            for (int64_t k = 0; k < patch; ++k) to[k] = from[k] * self->gain;
+        if (is_nan && self->nan_px) memset(to + made - 1, 0xff, sizeof *to);
+        else if (is_nan) memset(to, 0xff, (size_t)made * sizeof *to);
     }
     return GRD_OK;
 }

@@ -126,18 +126,18 @@ static const char *bundle_path(void) {
     return path;
 }
 
-/* A bundle of this bundle.json, whose engine file holds `engine`; one edit each to the texts before they are sealed (from NULL: none).
- * decision NULL: no decision.json. */
-static void write_bundle_of(const char *json, const char *engine, const char *from, const char *to,
-                            const char *decision, const char *decision_from, const char *decision_to) {
+/* A bundle of this bundle.json, whose engine file holds these bytes; one edit each to the texts before they are sealed (from
+ * NULL: none). decision NULL: no decision.json. */
+static void write_bundle_bytes(const char *json, const void *engine, size_t engine_bytes, const char *from, const char *to,
+                               const char *decision, const char *decision_from, const char *decision_to) {
     char digits[65], count[32];
     const char *folder = bundle_path();
     remove_tree(folder);
     make_folder(scratch_folder(), "b.grdb");
     make_folder(folder, "models");
-    write_file(folder, "models/fp32.onnx", engine, strlen(engine));
-    digest_of(engine, strlen(engine), digits);
-    snprintf(count, sizeof count, "%zu", strlen(engine));
+    write_file(folder, "models/fp32.onnx", engine, engine_bytes);
+    digest_of(engine, engine_bytes, digits);
+    snprintf(count, sizeof count, "%zu", engine_bytes);
     char *text = replaced(json, "", "");
     if (from != NULL) text = replace(text, from, to);
     text = sealed(replace(replace(text, "@ENGINE@", digits), "@BYTES@", count), digits);
@@ -151,8 +151,13 @@ static void write_bundle_of(const char *json, const char *engine, const char *fr
     free(text);
 }
 
-static void write_bundle(const char *engine, const char *from, const char *to, const char *decision,
-                         const char *decision_from, const char *decision_to) {
+static inline void write_bundle_of(const char *json, const char *engine, const char *from, const char *to,
+                                   const char *decision, const char *decision_from, const char *decision_to) {
+    write_bundle_bytes(json, engine, strlen(engine), from, to, decision, decision_from, decision_to);
+}
+
+static inline void write_bundle(const char *engine, const char *from, const char *to, const char *decision,
+                                const char *decision_from, const char *decision_to) {
     write_bundle_of(kBundleJson, engine, from, to, decision, decision_from, decision_to);
 }
 

@@ -24,7 +24,7 @@ static int checks_failed = 0;
     } while (0)
 
 /* Last statement of main. */
-static int checks_report(void) {
+static inline int checks_report(void) {
     printf("%d passed, %d failed\n", checks_passed, checks_failed);
     return checks_failed == 0 ? 0 : 1;
 }

@@ -496,6 +496,16 @@ static void check_paths_and_info(void) {
     info.struct_size = sizeof info;
     CHECK(grd_bundle_get_info(bundle, &info) == GRD_OK);
     CHECK(info.struct_size == sizeof info && info.schema == 1 && info.cut.struct_size == sizeof info.cut);
+    CHECK(info.head == GRD_HEAD_RECONSTRUCTION);
+    info.head = -5;
+    info.struct_size = offsetof(grd_bundle_info, head); /* of the first release: nothing behind it is written */
+    CHECK(grd_bundle_get_info(bundle, &info) == GRD_OK && info.head == -5 && info.run_agreement == 0.7);
+    CHECK(info.struct_size == offsetof(grd_bundle_info, head));
+    --info.struct_size;
+    CHECK(grd_bundle_get_info(bundle, &info) == GRD_ERR_STRUCT_SIZE);
+    info.struct_size = sizeof info + 8; /* of a newer header */
+    CHECK(grd_bundle_get_info(bundle, &info) == GRD_OK && info.struct_size == sizeof info + 8);
+    info.struct_size = sizeof info;
     CHECK(info.cut.scale_px == 0 && info.cut.patch_h == 12 && info.cut.stride_x == 12 && info.cut.channels == 1);
     CHECK(info.window == GRD_WINDOW_GAUSSIAN && info.local_window_px == 21 && info.decides_local == 0);
     CHECK(info.has_decision == 1 && info.k == 1 && info.threshold == 0.0625f && info.engine_count == 1);

@@ -14,7 +14,11 @@ static void check_pinned_values(void) {
     CHECK(GRD_ERR_BACKEND_MISSING == 30 && GRD_ERR_DEVICE == 36);
     CHECK(GRD_ERR_FRAME_SIZE == 40 && GRD_ERR_FRAME_CHANNELS == 41);
     CHECK(GRD_ERR_MEMORY == 50 && GRD_ERR_IO == 51 && GRD_ERR_THREAD == 52 && GRD_ERR_INTERNAL == 90);
-    CHECK(GRD_GOOD == 0 && GRD_DEFECTIVE == 1 && GRD_UNDECIDED == 2);
+    CHECK(GRD_ERR_STREAM_FULL == 60 && GRD_ERR_STREAM_EMPTY == 61 && GRD_ERR_STREAM_TIMEOUT == 62);
+    CHECK(GRD_GOOD == 0 && GRD_DEFECTIVE == 1 && GRD_UNDECIDED == 2 && GRD_INCONSISTENT == 3 && GRD_NOT_INSPECTED == 4);
+    CHECK(GRD_SCORED == 1 && GRD_LATE == 2 && GRD_DROPPED == 3 && GRD_FAILED == 4);
+    CHECK(GRD_OVERLOAD_BLOCK == 0 && GRD_OVERLOAD_DROP_OLDEST == 1 && GRD_OVERLOAD_DROP_NEWEST == 2);
+    CHECK(GRD_HEAD_RECONSTRUCTION == 0 && GRD_HEAD_SCORE_MAP == 1);
     CHECK(GRD_UINT8 == 1 && GRD_UINT16 == 2 && GRD_FLOAT16 == 3 && GRD_FLOAT32 == 4 &&
           GRD_INT8 == 5);
 }
@@ -28,11 +32,14 @@ static void check_layouts(void) {
     CHECK(sizeof(grd_cut_params) == 32);
     CHECK(sizeof(grd_grid) == 24);
     CHECK(sizeof(grd_cut_options) == 40);
-    CHECK(sizeof(grd_bundle_info) == 80);
+    CHECK(sizeof(grd_bundle_info) == 96 && offsetof(grd_bundle_info, head) == 88); /* first release */
     CHECK(sizeof(grd_inspector_params) == 56);
     CHECK(sizeof(grd_patch_result) == 24);
     CHECK(sizeof(grd_result) == 96);
-    CHECK(sizeof(grd_engine_desc) == 96 && offsetof(grd_engine_desc, library_version) == 64); /* first release */
+    CHECK(sizeof(grd_latency) == 48 && sizeof(grd_stream_stats) == 384);
+    CHECK(sizeof(grd_stream_result) == 408 && sizeof(grd_stream_params) == 120 && sizeof(grd_stream_frame) == 232);
+    CHECK(sizeof(grd_engine_desc) == 112 && offsetof(grd_engine_desc, library_version) == 64); /* first release */
+    CHECK(offsetof(grd_engine_desc, output_c) == 96);
     CHECK(sizeof(grd_backend) == 72 && offsetof(grd_backend, frame_open) == 48);
     CHECK(sizeof(grd_frame_desc) == 44 && sizeof(grd_frame_work) == 72);
 }
@@ -53,7 +60,7 @@ static void check_names(void) {
         CHECK(strncmp(name, "GRD_", 4) == 0);
         if (status < 0) CHECK(!known);
     }
-    CHECK(named == 28);
+    CHECK(named == 31);
     CHECK(strcmp(grd_status_name(GRD_OK), "GRD_OK") == 0);
     CHECK(strcmp(grd_status_name(GRD_ERR_BUNDLE_HASH), "GRD_ERR_BUNDLE_HASH") == 0);
 }

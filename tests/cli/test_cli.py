@@ -15,7 +15,22 @@ from grd_edge.checkpoint import write_checkpoint
 from grd_edge.files import sha256_hex
 from grd_edge.ranges import check_fresh, read_table
 
-VERBS = ("demo", "validate-config", "train", "calibrate", "recalibrate", "build", "eval", "infer", "inspect", "doctor")
+VERBS = (
+    "demo",
+    "validate-config",
+    "train",
+    "calibrate",
+    "recalibrate",
+    "build",
+    "eval",
+    "infer",
+    "stream",
+    "bench",
+    "compare",
+    "inspect",
+    "package",
+    "doctor",
+)
 GRD_EDGE = str(Path(sys.executable).parent / "grd-edge")
 
 

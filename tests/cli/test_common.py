@@ -55,7 +55,7 @@ def test_building_without_data_says_what_the_older_bundle_had(tiny_checkpoint, t
 def test_the_stages_of_the_demo_are_marked_and_their_text_is_not(parts, tmp_path, monkeypatch):
     import grd_edge.demo
 
-    def stages(dataset, config, out_dir, watch):
+    def stages(dataset, config, out_dir, watch, **options):
         watch.stage("train [/x] [bold]")
         raise InputError("enough")
 

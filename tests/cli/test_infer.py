@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from grd_edge.bundle import write_decision
+from grd_edge.data.images import images_of
 from grd_edge.errors import InputError
-from grd_edge.inference import COLUMNS, InferOptions, images_of, inspected_images
+from grd_edge.inference import COLUMNS, InferOptions, inspected_images
 from grd_edge.report.overlay import HEATMAP_TOP, write_overlay
 from grd_edge.runtime import Inspector
 from tests.cli import test_cli

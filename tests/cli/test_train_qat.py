@@ -4,38 +4,24 @@ import json
 import shutil
 
 import pytest
-from typer.testing import CliRunner
 
-from grd_edge.checkpoint import read_checkpoint, write_checkpoint
-from grd_edge.cli import app
+from grd_edge.checkpoint import read_checkpoint
 from grd_edge.errors import ConfigError, InputError
+from tests.cli.training import ran
 
 
-def ran(*arguments):
-    done = CliRunner().invoke(app, ["train", *(str(argument) for argument in arguments)])
-    if done.exception and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done
-
-
-@pytest.fixture
-def checkpoint(tiny_checkpoint, tmp_path):
-    write_checkpoint(tmp_path / "tiny.safetensors", tiny_checkpoint)
-    return tmp_path / "tiny.safetensors"
-
-
-def test_a_checkpoint_becomes_one_for_int8(checkpoint, parts, tmp_path):
+def test_a_checkpoint_becomes_one_for_int8(trained, parts, tmp_path):
     output = tmp_path / "int8.safetensors"
-    done = ran("--data", parts, "--qat", checkpoint, "-o", output, "--steps", 2, "--json")
+    done = ran("--data", parts, "--qat", trained, "-o", output, "--steps", 2, "--json")
     assert json.loads(done.stdout)["steps"] == 2
     assert read_checkpoint(output).provenance["qat"]["ranges"]
-    assert ran("--data", parts, "--qat", checkpoint, "-o", output, "--steps", 2, "--overwrite").exit_code == 0
+    assert ran("--data", parts, "--qat", trained, "-o", output, "--steps", 2, "--overwrite").exit_code == 0
     with pytest.raises(InputError, match="--overwrite"):
-        ran("--data", parts, "--qat", checkpoint, "-o", output)
+        ran("--data", parts, "--qat", trained, "-o", output)
 
 
-def test_what_contradicts_the_checkpoint_is_refused(checkpoint, parts, tmp_path):
-    command = ("--data", parts, "--qat", checkpoint, "-o", tmp_path / "int8.safetensors")
+def test_what_contradicts_the_checkpoint_is_refused(trained, parts, tmp_path):
+    command = ("--data", parts, "--qat", trained, "-o", tmp_path / "int8.safetensors")
     with pytest.raises(ConfigError, match="contradicts the checkpoint"):
         ran(*command, "--set", "model.latent=4")
     for option in (("--resume",), ("--profile", "grdnet_2023"), ("--devices", 2)):
@@ -46,7 +32,7 @@ def test_what_contradicts_the_checkpoint_is_refused(checkpoint, parts, tmp_path)
     small = shutil.copytree(parts, tmp_path / "small")
     cut_images(small)
     with pytest.raises(InputError, match="smaller than"):
-        ran("--data", small, "--qat", checkpoint, "-o", tmp_path / "int8.safetensors")
+        ran("--data", small, "--qat", trained, "-o", tmp_path / "int8.safetensors")
 
 
 def cut_images(folder):

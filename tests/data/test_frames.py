@@ -13,7 +13,16 @@ import torch
 
 from grd_edge.config import load_config
 from grd_edge.data.dataset import Sample
-from grd_edge.data.frames import BatchLoader, FrameStore, batch_at, grid_from_config, read_frame
+from grd_edge.data.frames import (
+    BatchLoader,
+    Frame,
+    FrameStore,
+    Masked,
+    batch_at,
+    grid_from_config,
+    masked_batch_at,
+    read_frame,
+)
 from grd_edge.errors import InputError
 from grd_edge.patches import prepare_frame
 
@@ -154,6 +163,41 @@ def test_masks_of_interest_follow_the_working_scale_and_the_padding(tmp_path):
     np.save(tmp_path / "roi.npy", tiny[1:])
     with pytest.raises(InputError, match=r"roi\.npy is 59x90 px but its image is 60x90"):
         FrameStore(store.samples, config).frame(0)
+
+
+@pytest.mark.parametrize("settings", [(), ("geometry.scale_px=31",), ("model.patch_h=64",), ("model.patch_w=64",)])
+def test_masks_are_cut_where_their_patches_are(tmp_path, settings):
+    rng = np.random.default_rng(1)
+    mask = (rng.random((37, 53)) < 0.3).astype(np.uint8)
+    np.save(tmp_path / "roi.npy", mask)
+    # An image that is its own mask, where nothing is interpolated.
+    config = config_of("geometry.padding=reflect", *settings)
+    samples = samples_of(tmp_path, *[mask * np.uint8(255)] * 2, roi=tmp_path / "roi.npy")
+    store, grid = FrameStore(samples, config), grid_from_config(config)
+    scaled = store.frame(0).interest
+    pixels = scaled.astype(np.float32)[:, :, None]
+    store._cache = {index: Frame(pixels, scaled) for index in range(2)}
+    h, w = scaled.shape
+    for step in range(3):
+        drawn = {"seed": 2, "step": step, "batch": 3, "rank": 1, "world": 2}
+        x, roi = masked_batch_at(store, grid, **drawn)
+        assert torch.equal(x, batch_at(store, grid, **drawn))
+        assert roi.shape == x.shape and roi.dtype == torch.float32
+        inside = torch.zeros_like(roi)
+        inside[:, :, :h, :w] = 1  # what padding adds is of no interest
+        assert torch.equal(roi, x * inside)
+
+
+def test_a_batch_without_masks_is_all_of_interest_and_the_loader_makes_both(tmp_path):
+    config = config_of("data.workers=2")
+    store, grid = FrameStore(samples_of(tmp_path, *random_images(3)), config), grid_from_config(config)
+    for masked in (False, True):
+        with BatchLoader(store, grid, seed=3, batch=4, masked=masked) as batches:
+            found = batches.at(1)
+        x, roi = found if masked else (found, None)
+        assert isinstance(found, Masked) == masked
+        assert torch.equal(x, batch_at(store, grid, seed=3, step=1, batch=4))
+        assert roi is None or (roi.shape == x.shape and (roi == 1).all())
 
 
 @pytest.mark.parametrize("world", [2, 3])

@@ -5,7 +5,7 @@ import torch
 
 from grd_edge.config import AugmentationConfig, PerturbationConfig
 from grd_edge.data.perlin import perlin_mask, perlin_noise
-from grd_edge.data.perturb import augment, perturb
+from grd_edge.data.perturb import augment, augment_masked, perturb
 
 SIZES = [(11, 11), (16, 33), (32, 32), (63, 65), (128, 128)]
 
@@ -81,6 +81,23 @@ def test_rotation_reflects_and_never_leaves_black_corners():
     x = torch.full((16, 1, 40, 24), 0.7)
     turned = augment(x, AugmentationConfig(rotation_deg=90, noise_sigma=0), generator())
     assert torch.allclose(turned, x, atol=1e-6)
+
+
+@pytest.mark.parametrize(("h", "w"), [(33, 33), (40, 65)])
+@pytest.mark.parametrize(("rotation_deg", "flip_x", "flip_y"), [(0, True, True), (30, False, True), (90, True, False)])
+def test_a_mask_of_interest_stays_over_what_it_covers(h, w, rotation_deg, flip_x, flip_y):
+    square = torch.zeros(16, 1, h, w)
+    square[:, :, 5:19, 3:14] = 1
+    config = AugmentationConfig(rotation_deg=rotation_deg, flip_x=flip_x, flip_y=flip_y, noise_sigma=0)
+    x, roi = augment_masked(square, square, config, generator())
+    assert torch.equal(x, augment(square, config, generator()))
+    assert set(roi.unique().tolist()) == {0.0, 1.0}
+    # The nearest pixel is one of those that x is interpolated from.
+    assert (roi[x >= 1 - 1e-5] == 1).all() and (roi[x <= 1e-5] == 0).all()
+    assert len({tuple(each.flatten().tolist()) for each in roi}) > 1
+    assert augment_masked(square, None, config, generator())[1] is None
+    noisy = AugmentationConfig(rotation_deg=rotation_deg, flip_x=flip_x, flip_y=flip_y, noise_sigma=0.03)
+    assert torch.equal(augment_masked(square, square, noisy, generator())[1], roi)
 
 
 def test_rotation_turns_pixels_not_normalized_coordinates():

@@ -249,11 +249,12 @@ class FakeContext:
 
     def _compute(self, shape):
         arrays = []
-        for name, _, kind, _ in self.engine.io:
+        for name, _, kind, each in self.engine.io:
             dtype = np.dtype({"FLOAT": np.float32, "HALF": np.float16}[kind])
-            size = int(np.prod(shape)) * dtype.itemsize
+            extents = shape[0], *each[1:]
+            size = int(np.prod(extents)) * dtype.itemsize
             memory = (ctypes.c_uint8 * size).from_address(self.addresses[name])
-            arrays.append(np.frombuffer(memory, dtype).reshape(shape))
+            arrays.append(np.frombuffer(memory, dtype).reshape(extents))
         by = {way: array for (_, way, _, _), array in zip(self.engine.io, arrays, strict=True)}
         by["OUTPUT"][:] = self.engine.function(by["INPUT"])
 

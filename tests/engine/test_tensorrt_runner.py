@@ -93,6 +93,16 @@ class TestRunning:
                 assert np.abs(found - given / 2).max() <= 2**-11
         assert machine.cuda.held == 0
 
+    def test_scores_of_the_graphs_own(self, machine):
+        machine.trt.functions["scores"] = lambda x: np.concatenate([x[:, :1, :1] + 7, x[:, :1] * 3], axis=2)
+        described = [["y", "OUTPUT", "FLOAT", [-1, 1, 4, 5]], ["x", "INPUT", "FLOAT", [-1, 2, 3, 5]]]
+        with machine.open(engine_bytes(io=described, function="scores")) as engine:
+            assert (engine.patch_shape, engine.output_shape) == ((2, 3, 5), (1, 4, 5))
+            for n in (3, 3, 19):
+                x = patches(n, (2, 3, 5))
+                assert np.array_equal(engine.reconstruct(x), machine.trt.functions["scores"](x))
+        assert machine.cuda.held == 0
+
     def test_a_limit_of_the_batch_takes_less_memory(self, machine):
         with machine.open(batch_limit=2) as engine:
             assert engine._pinned[0].nbytes == 2 * 15 * 4
@@ -289,7 +299,7 @@ class TestRefusals:
         ],
     )
     def test_no_generator(self, machine, tensors, words):
-        with pytest.raises(EngineError, match=f"no generator.*{words}.*one input and one output"):
+        with pytest.raises(EngineError, match=f"of no bundle.*{words}.*one input and one output"):
             machine.open(engine_bytes(io=tensors))
         assert machine.cuda.held == 0
 

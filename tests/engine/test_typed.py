@@ -16,14 +16,14 @@ from grd_edge.config import load_config
 from grd_edge.engine.fusion_check import findings_of
 from grd_edge.engine.layer_report import COLUMNS, cells, report_from_graph, report_from_inspector
 from grd_edge.engine.onnxruntime import OnnxRuntimeEngine, reconstruction_difference
-from grd_edge.engine.typed import check_generator, parsed_model, typed_from_onnx
+from grd_edge.engine.typed import check_graph, parsed_model, typed_from_onnx
 from grd_edge.errors import CheckFailedError, EngineError, InputError
 from grd_edge.export import onnx_from_checkpoint
 from grd_edge.files import sha256_hex
 from grd_edge.quantize import layers_of, qdq_from_onnx
 from grd_edge.ranges import IMAGE, RangeTable
 from grd_edge.recipes import Minmax
-from tests.conftest import TINY
+from tests.conftest import TINY, score_map_model
 
 WIDE = (*TINY, "model.base=16", "model.stages=[2, 2]", "model.latent=16")
 PATCH = (1, 32, 32)
@@ -97,14 +97,24 @@ class TestTyped:
             assert "\n" not in str(caught.value)
 
     def test_a_generator_takes_and_gives_the_same_patches(self, fp32):
-        check_generator(onnx.load_from_string(fp32), PATCH)
+        check_graph(onnx.load_from_string(fp32), PATCH, "reconstruction")
         for shape in ((1, 32, 31), (3, 32, 32)):
-            with pytest.raises(InputError, match=r"no generator of this bundle: it takes and gives \[0, 1, 32, 32\]"):
-                check_generator(onnx.load_from_string(fp32), shape)
+            with pytest.raises(InputError, match=r"not that of this bundle: it takes and gives \[0, 1, 32, 32\]"):
+                check_graph(onnx.load_from_string(fp32), shape, "reconstruction")
         two = onnx.load_from_string(fp32)
         two.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [8]))
         with pytest.raises(InputError, match=r"gives \[0, 1, 32, 32\] and \[0, 1, 32, 32\]; \[8\]"):
-            check_generator(two, PATCH)
+            check_graph(two, PATCH, "reconstruction")
+
+    def test_a_graph_that_scores_yields_a_row_more(self, fp32):
+        scores = onnx.load_from_string(score_map_model())
+        check_graph(scores, PATCH, "score_map")
+        with pytest.raises(
+            InputError, match=r"gives \[0, 1, 32, 32\] and \[0, 1, 33, 32\], where .* many \[1, 32, 32\]"
+        ):
+            check_graph(scores, PATCH, "reconstruction")
+        with pytest.raises(InputError, match=r"where any number of float32 \[1, 32, 32\] and as many \[1, 33, 32\]"):
+            check_graph(onnx.load_from_string(fp32), PATCH, "score_map")
 
     def test_external_weights_are_refused(self, fp32):
         model = onnx.load_from_string(fp32)
@@ -119,7 +129,7 @@ class TestTyped:
         model = onnx.load_from_string(fp32)
         bias = next(tensor for tensor in model.graph.initializer if tensor.name == "decoder.out.bias")
         bias.CopyFrom(numpy_helper.from_array(np.array([np.nan], np.float32), bias.name))
-        with pytest.raises(CheckFailedError, match="the thing gives reconstructions that are not finite; keep layers"):
+        with pytest.raises(CheckFailedError, match="the thing gives values that are not finite; keep layers"):
             reconstruction_difference(model.SerializeToString(), fp32, "the thing")
 
 

@@ -23,6 +23,7 @@ class Shape:
     patch: tuple[int, int] = (16, 16)
     down: str = "last"
     up: str = "last"
+    segmentor: int = 8
 
     @property
     def top(self) -> int:
@@ -146,6 +147,51 @@ def reconstruction(w: dict[str, torch.Tensor], shape: Shape, x: torch.Tensor) ->
     return 1 / (1 + torch.exp(-conv("decoder.out.0", h)))
 
 
+def segmentor_state(shape: Shape) -> dict[str, torch.Tensor]:
+    """State dictionary of the authors' segmentor with random weights."""
+    w = _Weights()
+
+    def pair(name: str, inputs: int, outputs: int) -> None:
+        for index, width in ((0, inputs), (3, outputs)):
+            w.conv(f"{name}.block.{index}", width, outputs, 3)
+            w.bn(f"{name}.block.{index + 1}", outputs)
+
+    base, inputs = shape.segmentor, 2 * shape.channels
+    for name, width in (("enc1", base), ("enc2", 2 * base), ("enc3", 4 * base), ("mid", 8 * base)):
+        pair(name, inputs, width)
+        inputs = width
+    for level in (3, 2, 1):
+        width = base * 2 ** (level - 1)
+        w.draw(f"up{level}.weight", 2 * width, width, 2, 2, fan=2 * width)
+        w.draw(f"up{level}.bias", width)
+        pair(f"dec{level}", 2 * width, width)
+    w.conv("out.0", base, 1, 1)
+    w.draw("out.0.bias", 1)
+    return dict(w)
+
+
+def anomaly_map(w: dict[str, torch.Tensor], x: torch.Tensor, x_hat: torch.Tensor) -> torch.Tensor:
+    """What the segmentor makes of a patch and its reconstruction in evaluation mode."""
+
+    def pair(name, h):
+        for index in (0, 3):
+            h = F.conv2d(h, w[f"{name}.block.{index}.weight"], padding=1)
+            bn = f"{name}.block.{index + 1}"
+            statistics = w[f"{bn}.running_mean"], w[f"{bn}.running_var"]
+            h = F.batch_norm(h, *statistics, w[f"{bn}.weight"], w[f"{bn}.bias"], eps=1e-5).relu()
+        return h
+
+    h, skips = torch.cat([x, x_hat], dim=1), []
+    for level in (1, 2, 3):
+        skips.append(pair(f"enc{level}", h))
+        h = F.max_pool2d(skips[-1], 2)
+    h = pair("mid", h)
+    for level in (3, 2, 1):
+        up = F.conv_transpose2d(h, w[f"up{level}.weight"], w[f"up{level}.bias"], stride=2)
+        h = pair(f"dec{level}", torch.cat([up, skips[level - 1]], dim=1))
+    return torch.sigmoid(F.conv2d(h, w["out.0.weight"], w["out.0.bias"]))
+
+
 def images(shape: Shape, count: int = 3) -> torch.Tensor:
     """Noise about levels far from each other: white noise alone averages out within a few layers."""
     levels = torch.linspace(0, 1, count)[:, None, None, None]
@@ -159,7 +205,7 @@ def payload(shape: Shape, *, epoch: int = 12, segmentor: bool = False) -> dict:
     adam = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-4, "betas": (0.5, 0.999)}]}
     cosine = {"base_lrs": [1e-4], "last_epoch": 3}
     parts = ("generator", "discriminator", "segmentator")
-    models = (generator_state(shape), discriminator, {"out.weight": torch.zeros(1)} if segmentor else None)
+    models = (generator_state(shape), discriminator, segmentor_state(shape) if segmentor else None)
     return {
         "epoch": epoch,
         "models": dict(zip(parts, models, strict=True)),
@@ -186,7 +232,7 @@ def config(shape: Shape, mode: str = "deepindustrial_sn_2026") -> dict:
             "encoder_downsample_position": shape.down,
             "decoder_upsample_position": shape.up,
             "dense_bottleneck": shape.dense,
-            "segmentator_base_features": 64,
+            "segmentator_base_features": shape.segmentor,
         },
         "losses": {"w1": 1.0},
     }

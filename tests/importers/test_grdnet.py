@@ -25,7 +25,7 @@ from grd_edge.export import onnx_from_checkpoint
 from grd_edge.importers import torch_file
 from grd_edge.importers.grdnet import checkpoint_from_grdnet
 from grd_edge.models.generator import folded
-from tests.importers.official import TINY, TINY_CONV, Shape, config, images, payload, reconstruction
+from tests.importers.official import TINY, TINY_CONV, Shape, anomaly_map, config, images, payload, reconstruction
 
 TOLERANCE = 1e-5  # of x_hat in [0, 1]: what an import promises
 
@@ -102,7 +102,9 @@ def test_their_profiles_at_reduced_width(saved, written, mode):
     position, side = ("first", 256) if industrial else ("last", 128)
     shape = Shape(3, 8, (2, 2, 2, 2), industrial, 32, (side, side), position, position)
     content = payload(shape, segmentor=not industrial)
-    checkpoint = checkpoint_from_grdnet(saved(content), config_path=written(config(shape, mode)))
+    checkpoint = checkpoint_from_grdnet(
+        saved(content), config_path=written(config(shape, mode)), overrides=["method.segmentor=false"]
+    )
     assert checkpoint.config.profile == ("deepindustrial_sn" if industrial else "grdnet_2023")
     assert max(_differences(shape, checkpoint, content["models"]["generator"], onnx=True)) <= TOLERANCE
 
@@ -150,7 +152,6 @@ def test_scale_grid_and_provenance(saved, written):
     assert imported["left_out"] == {
         "models.generator.encoder_reconstructed": 72,
         "models.discriminator": 2,
-        "models.segmentator": 1,
         "optimizers": 3,
         "schedulers": 3,
     }
@@ -167,6 +168,47 @@ def test_the_profile_follows_the_parts_when_there_is_no_yaml(saved):
     assert checkpoint_from_grdnet(saved(payload(TINY_CONV))).config.profile == "grdnet_2023"
 
 
+def test_the_segmentor_comes_along(saved, written):
+    torch.manual_seed(3)
+    content = payload(TINY_CONV, segmentor=True)
+    path, x = saved(content), images(TINY_CONV)
+    checkpoint = checkpoint_from_grdnet(path, overrides=["method.smoothing_px=1"])
+    assert checkpoint.head == "score_map" and checkpoint.config.method.segmentor_base == 8
+    x_hat = reconstruction(content["models"]["generator"], TINY_CONV, x)
+    expected = anomaly_map(content["models"]["segmentator"], x, x_hat)
+    assert expected.std() > 1000 * TOLERANCE
+    with torch.no_grad():
+        found = checkpoint.network()(x)
+    assert (found[:, :, 1:] - expected).abs().max() <= TOLERANCE
+    assert (found[:, 0, 0, 0] - expected.amax((1, 2, 3))).abs().max() <= TOLERANCE
+    assert (checkpoint.reconstructor()(x) - x_hat).abs().max() <= TOLERANCE
+    described = checkpoint_from_grdnet(path, config_path=written(config(TINY_CONV, "grdnet_2023_full")))
+    assert described.weights.keys() == checkpoint.weights.keys()
+
+    without = checkpoint_from_grdnet(path, overrides=["method.segmentor=false"])
+    assert without.head == "reconstruction" and not any(key.startswith("segmentor") for key in without.weights)
+    assert without.provenance["imported"]["left_out"]["models.segmentator"] == len(content["models"]["segmentator"])
+    assert checkpoint_from_grdnet(saved(payload(TINY_CONV))).head == "reconstruction"
+
+
+_BAD_SEGMENTORS = [
+    (lambda s: {"out.weight": torch.zeros(1)}, r"lacks weights: models\.segmentator\.dec1\.block\.0\.weight"),
+    (lambda s: s | {"enc4.block.0.weight": torch.zeros(1)}, r"unknown weights: models\.segmentator\.enc4"),
+    (lambda s: s | {"enc1.block.0.weight": torch.zeros(8, 3, 3, 3)}, "8x3x3x3; expected 8x6x3x3"),
+    (lambda s: s | {"up2.bias": torch.full((16,), math.nan)}, r"NaN or Inf in models\.segmentator\.up2\.bias"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), _BAD_SEGMENTORS)
+def test_another_segmentor_is_refused_and_can_be_left_out(saved, change, words):
+    content = payload(TINY_CONV, segmentor=True)
+    content["models"]["segmentator"] = change(content["models"]["segmentator"])
+    path = saved(content)
+    with pytest.raises(CheckpointError, match=f"{words}.*; leave the segmentor out with --set method.segmentor=false"):
+        checkpoint_from_grdnet(path)
+    assert checkpoint_from_grdnet(path, overrides=["method.segmentor=false"]).head == "reconstruction"
+
+
 def test_the_2023_profile_trains_a_step(tmp_path):
     import cv2
 
@@ -181,6 +223,7 @@ def test_the_2023_profile_trains_a_step(tmp_path):
         cv2.imwrite(str(tmp_path / "train" / "good" / f"{index}.png"), image)
     settings = ["model.base=4", "model.patch_h=32", "model.patch_w=32", "geometry.scale_px=64"]
     settings += ["geometry.stride_y=16", "geometry.stride_x=16", "train.batch=2", "train.seconds=null", "train.steps=1"]
+    settings += ["method.segmentor_base=4"]
     config = load_config(profile="grdnet_2023", overrides=settings)
     trained = checkpoint_from_dataset(dataset_from_folder(tmp_path, need_test=False), config)
     assert all(math.isfinite(value) for value in trained.provenance["losses"].values())

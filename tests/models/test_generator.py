@@ -7,31 +7,9 @@ import torch
 from torch import nn
 
 from grd_edge.config import load_config
+from grd_edge.models.cost import multiply_adds
 from grd_edge.models.discriminator import Discriminator
 from grd_edge.models.generator import Generator, Reconstructor, folded
-
-
-def multiply_adds(net: nn.Module, shape: tuple[int, ...]) -> int:
-    """Multiply-adds of convolutions and dense layers for one patch, counted by hooks."""
-    total = 0
-
-    def count(module, inputs, output):
-        nonlocal total
-        if isinstance(module, nn.ConvTranspose2d):
-            # Every input pixel meets every weight once, up to the border.
-            total += inputs[0].shape[2] * inputs[0].shape[3] * module.weight.numel()
-        elif isinstance(module, nn.Conv2d):
-            total += output.shape[2] * output.shape[3] * module.weight.numel()
-        else:
-            total += module.weight.numel()
-
-    layers = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-    hooks = [module.register_forward_hook(count) for module in net.modules() if isinstance(module, layers)]
-    with torch.device("meta"):
-        net.to("meta")(torch.empty(1, *shape))
-    for hook in hooks:
-        hook.remove()
-    return total
 
 
 # docs/method.md, section 2: published (paper profile) and counted (edge) cost per 256x256 patch

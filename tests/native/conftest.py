@@ -58,6 +58,7 @@ def cuda_library():
 
 @pytest.fixture(scope="session")
 def thread_sanitized_build():
-    """What runs on pools, under ThreadSanitizer."""
+    """What has threads, under ThreadSanitizer."""
     options = ("-DGRD_SANITIZE=thread", "-DGRD_WITH_OPENVINO=OFF")
-    return build_native(ROOT / "build" / "threads", *options, targets=("test_pool",))
+    streams = ("test_stream", "test_stream_frames", "test_stream_overload", "test_stream_products", "stream_faults")
+    return build_native(ROOT / "build" / "threads", *options, targets=("test_pool", "grd_backend_frames", *streams))

@@ -46,6 +46,11 @@ STRUCTURES = {
     "grd_inspector_params": _native.InspectorParams,
     "grd_patch_result": _native.PatchResult,
     "grd_result": _native.Result,
+    "grd_stream_result": _native.StreamResult,
+    "grd_stream_params": _native.StreamParams,
+    "grd_stream_frame": _native.StreamFrame,
+    "grd_latency": _native.Latency,
+    "grd_stream_stats": _native.StreamStats,
 }
 
 

@@ -78,17 +78,29 @@ def newest():
     return max((v for v in FOLDERS if v.startswith("11.")), key=lambda v: int(v.split(".")[1]), default=None)
 
 
+def sanitized(name: str, version: str, sanitizers: str, tests: tuple[str, ...]) -> Path:
+    options = (f"-DGRD_TENSORRT_INCLUDE_DIR={FOLDERS[version]}", f"-DGRD_SANITIZE={sanitizers}")
+    options += ("-DCMAKE_BUILD_TYPE=Debug",)  # the kernels are not what is tested, and optimized take minutes
+    return built(name, kinds_of(version), *options, tests=tests)
+
+
 @needs_cuda
 @needs_headers
 @pytest.mark.slow
-def test_backends_and_whole_frames_pass_on_fakes_under_sanitizers(newest):
+def test_backends_whole_frames_and_streams_pass_on_fakes_under_sanitizers(newest):
     version = newest or next(iter(FOLDERS))
-    frames = tuple(f"{kind}_frames" for kind in kinds_of(version))
-    options = (f"-DGRD_TENSORRT_INCLUDE_DIR={FOLDERS[version]}", "-DGRD_SANITIZE=address;undefined;float-cast-overflow")
-    options += ("-DCMAKE_BUILD_TYPE=Debug",)  # the kernels are not what is tested, and optimized take minutes
-    folder = built("sanitized", kinds_of(version), *options, tests=frames)
-    for name in (*kinds_of(version), *frames):
+    more = tuple(f"{kind}_{test}" for kind in kinds_of(version) for test in ("frames", "stream"))
+    folder = sanitized("sanitized", version, "address;undefined;float-cast-overflow", more)
+    for name in (*kinds_of(version), *more):
         passes(folder, name)
+
+
+@needs_cuda
+@needs_headers
+@pytest.mark.slow
+def test_streams_of_two_engines_pass_on_fakes_under_thread_sanitizer(newest):
+    version = newest or next(iter(FOLDERS))
+    passes(sanitized("threads", version, "thread", ("tensorrt_stream",)), "tensorrt_stream")
 
 
 RUNTIME = """

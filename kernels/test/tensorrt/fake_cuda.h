@@ -1,5 +1,6 @@
 /* fake_cuda.h - a CUDA runtime in host memory: what it does only takes place when a stream is waited for, calls fail when
- * told to, and memory has guard bytes.
+ * told to, and memory has guard bytes. For any number of threads, each stream for one at a time; allocating while the
+ * thread captures a graph, or another does in global mode, ends the program.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef FAKE_CUDA_H
@@ -22,7 +23,14 @@ int fake_cuda_called(const char *call);
 /* Blocks of memory, streams, graphs and executables that live; guard bytes that were hit. */
 int fake_cuda_live(void);
 int fake_cuda_damage(void);
-int fake_cuda_is_capturing(void);
+int fake_cuda_is_capturing(void *stream);
+/* Work takes at least so long. */
+void fake_cuda_delay(int us);
+/* Work begins when another stream has some to do, too, but waits for that so long at most; 0: at once. Pairs that met so,
+ * and those that waited in vain, since this call. */
+void fake_cuda_pair(double most_s);
+int fake_cuda_pairs(void);
+int fake_cuda_alone(void);
 /* Work on a stream, as kernels are. */
 void fake_cuda_submit(void *stream, void (*work)(void *argument), void *argument, void (*release)(void *argument));
 

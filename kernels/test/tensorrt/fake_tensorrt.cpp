@@ -1,4 +1,5 @@
-/* fake_tensorrt.cpp - a library with TensorRT's interface: x_hat = gain * x, on the fake CUDA runtime.
+/* fake_tensorrt.cpp - a library with TensorRT's interface: x_hat = gain * x, or with one row more in out_shape the scores
+ * of score_map_case.h, on the fake CUDA runtime.
  *
  * SPDX-License-Identifier: Apache-2.0
  *
@@ -7,14 +8,17 @@
  * capture). FAKE_TENSORRT_VERSION is the library's version, "11.1.0.5". */
 #include <NvInferRuntime.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "../../half.h"
+#include "../score_map_case.h"
 #include "fake_cuda.h"
 #include "stubs.h"
 
@@ -22,9 +26,9 @@ using namespace nvinfer1;
 
 namespace {
 
-ILogger *logger;
+std::atomic<ILogger *> logger;
 
-void complain(const char *what) { logger->log(ILogger::Severity::kERROR, what); }
+void complain(const char *what) { logger.load()->log(ILogger::Severity::kERROR, what); }
 
 using Words = std::map<std::string, std::string>;
 
@@ -159,21 +163,29 @@ bool Context::setInputShape(char const *, Dims const &dims) noexcept {
 }
 
 bool Context::enqueueV3(cudaStream_t stream) noexcept {
-    if (engine->fails("enqueue") || (fake_cuda_is_capturing() && engine->fails("capture"))) return false;
+    if (engine->fails("enqueue") || (fake_cuda_is_capturing(stream) && engine->fails("capture"))) return false;
     if (batch < 1 || x == nullptr || x_hat == nullptr || scratch_bytes != engine->getDeviceMemorySizeV2()) return false;
     const Dims shape = engine->getTensorShape("x");
-    const size_t count = static_cast<size_t>(batch * shape.d[1] * shape.d[2] * shape.d[3]);
+    const int64_t h = shape.d[2], w = shape.d[3];
+    const size_t patch = static_cast<size_t>(shape.d[1] * h * w), batches = static_cast<size_t>(batch);
+    const bool score_map = engine->getTensorShape("x_hat").d[2] == h + 1;
+    const size_t made = score_map ? static_cast<size_t>((h + 1) * w) : patch;
     const bool half_in = engine->words["in"] == "half", half_out = engine->words["out"] == "half";
     const float gain = static_cast<float>(std::atof(engine->words["gain"].c_str()));
     const int captured = *changes;
     fake_cuda_submit(stream, [=, changes = changes, x = x, x_hat = x_hat, scratch = scratch, bytes = scratch_bytes] {
         if (*changes != captured) std::abort();
         if (bytes > 0) std::memset(scratch, 0x77, static_cast<size_t>(bytes));
-        for (size_t i = 0; i < count; ++i) {
-            const float value =
-                half_in ? grd::float_from_half(static_cast<uint16_t *>(x)[i]) : static_cast<float *>(x)[i];
-            if (half_out) static_cast<uint16_t *>(x_hat)[i] = grd::half_from_float(gain * value);
-            else static_cast<float *>(x_hat)[i] = gain * value;
+        std::vector<float> in(patch), out(made);
+        for (size_t n = 0; n < batches; ++n) {
+            for (size_t i = 0; i < patch; ++i)
+                in[i] = half_in ? grd::float_from_half(static_cast<uint16_t *>(x)[n * patch + i])
+                                : static_cast<float *>(x)[n * patch + i];
+            if (score_map) write_score_map(in.data(), out.data(), h, w, gain);
+            for (size_t i = 0; i < patch && !score_map; ++i) out[i] = gain * in[i];
+            for (size_t i = 0; i < made; ++i)
+                if (half_out) static_cast<uint16_t *>(x_hat)[n * made + i] = grd::half_from_float(out[i]);
+                else static_cast<float *>(x_hat)[n * made + i] = out[i];
         }
     });
     return true;
@@ -185,8 +197,7 @@ struct Runtime final : IRuntime, stub::VRuntime {
 #ifdef TRT_MAJOR_RTX
     int64_t getEngineHeaderSize() const noexcept override { return 64; }
     EngineValidity getEngineValidity(void const *blob, int64_t, uint64_t *diagnostics) const noexcept override {
-        const char *text = static_cast<const char *>(blob) + 64;
-        *diagnostics = std::strstr(text, "invalid=version") != nullptr
+        *diagnostics = static_cast<const char *>(blob)[60] != 0
                            ? static_cast<uint64_t>(EngineInvalidityDiagnostics::kVERSION_MISMATCH)
                            : 0;
         if (*diagnostics != 0) complain("told that it is invalid");

@@ -14,42 +14,21 @@
 #include <string.h>
 
 #include "check.h"
+#include "engine_file.h"
 #include "fake_cuda.h"
 #include "grd_edge.h"
-
-#ifdef TEST_RTX
-#define KIND "tensorrt_rtx"
-#define FORMAT "tensorrt-rtx"
-#define MAGIC "vtrt"
-#else
-#define KIND "tensorrt"
-#define FORMAT "tensorrt"
-#define MAGIC "ftrt"
-#endif
 
 enum { C = 1, H = 12, W = 12, PATCH = C * H * W, LIMIT = 20, GUARD = 16, OUT_OF_MEMORY = 2, INVALID_VALUE = 1 };
 
 static const grd_backend *backend;
 static char message[1024];
 
-static unsigned char file[64 + 256];
+static unsigned char file[ENGINE_FILE_BYTES];
 static size_t file_bytes;
-
-/* An engine file of the running version, for make_desc. */
-static void make_file(const char *words) {
-    int version[4] = {0};
-    sscanf(TEST_VERSION, "%d.%d.%d.%d", &version[0], &version[1], &version[2], &version[3]);
-    memset(file, 0, sizeof file);
-    memcpy(file, MAGIC, 4);
-    file_bytes = 64 + strlen(words);
-    for (int i = 0; i < 8; ++i) file[16 + i] = (unsigned char)(file_bytes >> (8 * i));
-    for (int i = 0; i < 4; ++i) file[24 + i] = (unsigned char)version[i];
-    memcpy(file + 64, words, strlen(words));
-}
 
 static grd_engine_desc make_desc(const char *words) {
     grd_engine_desc desc = {0};
-    make_file(words);
+    file_bytes = make_engine_file(words, file);
     desc.struct_size = sizeof desc;
     desc.batch_limit = LIMIT;
     desc.channels = C;

@@ -152,7 +152,7 @@ static void check_frames(void) {
     }
 }
 
-/* Without graphs, all the same; a score that the kernels do not take is left to the host. */
+/* Without graphs, all the same; a score that the kernels do not take, and one of the engine's own, is left to the host. */
 static void check_other_ways(void) {
     void *engine, *frames;
     const grd_view frame = grd_view_of_frame(pixels, GRD_UINT8, FRAME_H, FRAME_W, C, 0);
@@ -170,6 +170,12 @@ static void check_other_ways(void) {
     local.struct_size = 4;
     CHECK(backend->frame_open(engine, &local, &frames, message, sizeof message) == GRD_ERR_ARGUMENT);
     CHECK(backend->frame_inspect(NULL, NULL, message, sizeof message) == GRD_ERR_ARGUMENT);
+    close_engine(engine);
+    grd_engine_desc scores = make_desc("out_shape=1x13x12");
+    scores.output_c = 1, scores.output_h = H + 1, scores.output_w = W;
+    CHECK_THAT(open_engine(&scores, &engine) == GRD_OK, ("%s", message));
+    CHECK(open_frames(engine, 0) == NULL);
+    CHECK(strstr(backend->engine_version(engine), "on the host (the engine yields no reconstructions)") != NULL);
     close_engine(engine);
 }
 

@@ -2,6 +2,7 @@
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #define _XOPEN_SOURCE 700
+#include "score_map_case.h"
 #include "tensorrt_test.h"
 
 static void check_types_and_batches(void) {
@@ -113,6 +114,49 @@ static void check_cuda_failures(void) {
         }
         CHECK_THAT(failures > 0, ("%s never failed", calls[c]));
     }
+}
+
+/* What the engine yields of a patch may have other extents than the patch. */
+static void check_score_maps(void) {
+    enum { MADE = (H + 1) * W, N = 7 };
+    static const char *const types[] = {"in=float out=float", "in=half out=half"};
+    static float x[N * PATCH], y[GUARD + N * MADE + GUARD], want[MADE];
+    for (int t = 0; t < 2; ++t) {
+        char words[128];
+        void *engine;
+        snprintf(words, sizeof words, "gain=0.5 out_shape=1x13x12 %s", types[t]);
+        grd_engine_desc desc = make_desc(words);
+        CHECK(open_engine(&desc, &engine) == GRD_ERR_SHAPE && strstr(message, "is -1x1x13x12, expected N x 1 x 12 x 12"));
+        desc.output_c = 1, desc.output_h = H + 1, desc.output_w = W;
+        CHECK_THAT(open_engine(&desc, &engine) == GRD_OK, ("%s", message));
+        const grd_view in = {x, GRD_FLOAT32, GRD_SPACE_HOST, {N, C, H, W}, {0}};
+        grd_view out = {y + GUARD, GRD_FLOAT32, GRD_SPACE_HOST, {N, 1, H + 1, W}, {0}};
+        for (int round = 0; round < 3; ++round) { /* by hand, captured, launched */
+            int wrong = 0;
+            for (int i = 0; i < N * PATCH; ++i) x[i] = (float)((i * 37 + round) % 256) / 255.0f;
+            for (size_t i = 0; i < sizeof y / sizeof y[0]; ++i) y[i] = -7;
+            CHECK_THAT(backend->engine_infer(engine, &in, &out, message, sizeof message) == GRD_OK, ("%s", message));
+            for (int n = 0; n < N; ++n) {
+                write_score_map(x + n * PATCH, want, H, W, 0.5f);
+                for (int i = 0; i < MADE; ++i) {
+                    const float off = y[GUARD + n * MADE + i] - want[i], allowed = t == 0 ? 0 : 1e-3f;
+                    wrong += !(off <= allowed && off >= -allowed);
+                }
+            }
+            for (int i = 0; i < GUARD; ++i) wrong += y[i] != -7 || y[GUARD + N * MADE + i] != -7;
+            CHECK_THAT(wrong == 0, ("%s: %d values", words, wrong));
+        }
+        out.extent[2] = H;
+        CHECK(backend->engine_infer(engine, &in, &out, message, sizeof message) == GRD_ERR_SHAPE);
+        close_engine(engine);
+    }
+    void *engine;
+    grd_engine_desc desc = make_desc("");
+    desc.output_c = 1, desc.output_h = H + 1, desc.output_w = W;
+    CHECK(open_engine(&desc, &engine) == GRD_ERR_SHAPE && strstr(message, "is -1x1x12x12, expected N x 1 x 13 x 12"));
+    desc.struct_size = offsetof(grd_engine_desc, output_c); /* of a library that knows patches only */
+    CHECK(open_engine(&desc, &engine) == GRD_OK);
+    close_engine(engine);
 }
 
 static void check_refusals(void) {
@@ -250,6 +294,7 @@ int main(void) {
     check_many_sizes();
     check_without_graphs();
     check_cuda_failures();
+    check_score_maps();
     check_refusals();
 #ifdef TEST_SDK
     check_runtime_cache();
