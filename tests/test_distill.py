@@ -8,6 +8,7 @@ import torch
 from grd_edge.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from grd_edge.config import load_config, overlaid_config
 from grd_edge.data.dataset import content_ids, dataset_from_folder
+from grd_edge.data.images import read_image
 from grd_edge.distill import CUT_LR, Teacher, read_teacher, student_config
 from grd_edge.errors import CheckpointError, ConfigError, StoppedError
 from grd_edge.export import onnx_from_checkpoint
@@ -26,7 +27,7 @@ def dataset(parts):
 
 @pytest.fixture(scope="module")
 def teacher(dataset):
-    config = load_config(overrides=[*WIDE, "train.steps=20"])
+    config = load_config(overrides=[*WIDE, "train.steps=60"])
     return Teacher(checkpoint_from_dataset(dataset, config), "ab" * 32)
 
 
@@ -41,14 +42,16 @@ def student(teacher, dataset, short):
 
 
 def distance(student, teacher, dataset):
-    """Mean difference of the reconstructions of noise."""
-    x = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    """Mean difference of the reconstructions of patches that neither was trained on."""
+    images = [read_image(sample.path) for sample in dataset.calibration]
+    x = torch.stack([torch.from_numpy(image[:32, :32]) for image in images]).float()[:, None] / 255
     with torch.no_grad():
         return float((student.reconstructor()(x) - teacher.checkpoint.reconstructor()(x)).abs().mean())
 
 
 def test_a_student_comes_nearer_to_its_teacher(teacher, dataset):
-    settings = ["train.steps=30", "distill.reconstruction=0"]
+    # After 30 steps the running statistics of BatchNorm are still those of the way there.
+    settings = ["train.steps=120", "distill.reconstruction=0"]
     config = student_config(teacher.config, shape=["base=8"], overrides=settings)
     weights = pruned_weights(teacher.checkpoint.reconstructor(), (8, 16))
     assert config.optimizer.lr == CUT_LR
