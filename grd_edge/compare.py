@@ -1,36 +1,37 @@
 """Methods on the same images: each trained, built and measured, one chosen. Resumable; files: docs/compare.md.
 
 A method goes through three stages, and each is kept with what it was made from: `train.json`, `build.json` and
-`measure.json` beside its checkpoint, bundle and pictures. Times are taken at the end, of all methods in turn.
+`measure.json` beside its checkpoint, bundle and pictures. All are built in FP32 first; the search for a lower
+precision, which takes longer, is for those that it could make the choice. Times are taken at the end, of all in turn.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from grd_edge.build import bundle_from_dataset
-from grd_edge.bundle import copied_bundle, read_bundle
+from grd_edge.bundle import copied_bundle
 from grd_edge.checkpoint import read_checkpoint
-from grd_edge.compare_kept import Kept
+from grd_edge.compare_kept import BUILD, BUNDLE, CHECKPOINT, DRAWN, MEASURE, PLAN, TRAIN, Kept, Made, Stages
 from grd_edge.compare_measures import Halves, halves_of_test, measured_bundle, raced
-from grd_edge.compare_result import Options, document_of, substitutes_of
+from grd_edge.compare_result import Options, document_of, next_to_lower, substitutes_of
 from grd_edge.contenders import Contender, TimePlan, fitted, headers_of
 from grd_edge.data.dataset import Dataset, images_sha256
 from grd_edge.data.images import file_sha256
-from grd_edge.errors import BundleError, GrdError, InputError, StoppedError, failure_of, one_line
+from grd_edge.errors import GrdError, InputError, StoppedError, failure_of, one_line
 from grd_edge.files import check_parent, locked_file, write_atomically
 from grd_edge.interrupts import noticing_ctrl_c
+from grd_edge.latency import MIN_ROUNDS
 from grd_edge.machine import cpu_name
+from grd_edge.precision import FP32, Request, speedup_of
 from grd_edge.results import json_document, path_text, plain
 from grd_edge.run_folder import run_folder_of
 from grd_edge.train import Progress, train_run
@@ -39,10 +40,10 @@ from grd_edge.watch import Watcher as StageWatcher
 
 RESULT = "compare.json"
 RACE = "latency"
-CHECKPOINT, BUNDLE, DRAWN = "checkpoint.safetensors", "bundle.grdb", "drawn.npz"
-PLAN, TRAIN, BUILD, MEASURE = "plan", "train", "build", "measure"
-BUILD_S = 45.0  # of a method besides its training, on 2 cores, until one was measured
-RACE_S = 45.0  # of the times at the end
+HEAT = "heat"
+BUILD_S = 20.0  # of a method in FP32 besides its training, on 2 cores, until one was measured
+LOWER_S = 150.0  # of the search for a lower precision of one method
+RACE_S = 60.0  # of the times, at the end and in the heat
 
 
 @dataclass(frozen=True)
@@ -116,19 +117,12 @@ def compared_methods(
     return plain(document)
 
 
-class _Made(NamedTuple):
-    """What the stages of a method left; None: it is not there, or was made from something else."""
-
-    trained: dict[str, Any] | None
-    built: dict[str, Any] | None
-    measured: dict[str, Any] | None
-
-
 class _Comparison:
     """One call.
 
     Attributes:
         made: name -> what is complete. `failed`: name -> why.
+        unlowered: name -> 1, of those whose search for a lower precision failed in this call.
         doing: what is under way, as the middle of a sentence.
     """
 
@@ -144,8 +138,9 @@ class _Comparison:
     ) -> None:
         self.dataset, self.halves, self.work, self.options, self.watch = dataset, halves, work, options, watch
         self.stopped = stopped
-        self.made: dict[str, _Made] = {}
+        self.made: dict[str, Made] = {}
         self.failed: dict[str, GrdError] = {}
+        self.unlowered: dict[str, float] = {}
         self.doing = "the images were looked at"
         headers = headers_of(dataset)
         self.contenders: dict[str, Contender] = {}
@@ -156,19 +151,20 @@ class _Comparison:
                 self.contenders[each.name] = each
                 self.failed[each.name] = error
         self.caps = {name: _cap(each) for name, each in self.contenders.items()}
-        self.manifest, self.kept = dataset.manifest_sha256(), Kept(work)
+        self.kept = Kept(work)
+        self.stages = Stages(self.kept, dataset, halves, options, self.caps)
 
     def run(self, *, overwrite: bool) -> dict[str, Any]:
         """The document, less the bundle that is written."""
         began, names = time.monotonic(), [name for name in self.contenders if name not in self.failed]
         for name in names if overwrite else ():
             self.kept.drop(name, PLAN, TRAIN, BUILD, MEASURE)
-        self.made = {name: made for name in names if (made := self._found(name)).measured}
+        self.made = {name: made for name in names if (made := self.stages.found(self.contenders[name])).measured}
         to_do = [name for name in names if name not in self.made]
         caps = {name: self.caps[name] for name in to_do}
         plan = None
         if self.options.train_seconds is None and any(cap is not None for cap in caps.values()):
-            seconds = 60 * self.options.minutes - RACE_S
+            seconds = 60 * self.options.minutes - RACE_S - LOWER_S * (self.options.request != FP32)
             plan = TimePlan(seconds, caps, count=len(self.contenders), built_s=BUILD_S)
         planned = plan.planned if plan else {n: self.options.train_seconds for n in to_do if caps[n] is not None}
         self._tell_plan(planned)
@@ -178,6 +174,7 @@ class _Comparison:
             self._make(name, plan)
         if not self.made:
             raise failure_of(f"none of {len(self.contenders)} methods could be compared", self.failed)
+        self._lower(began)
         race = self._race()
         rows = {name: self._row(name, race) for name in self.contenders}
         seconds = time.monotonic() - began
@@ -187,7 +184,7 @@ class _Comparison:
         for name in self.made:
             self.watch.note(f"{name} is complete in {self.work / name} and is not made again")
         for name in self.contenders.keys() - self.made.keys() - self.failed.keys():
-            if why := self.kept.change(name, TRAIN, self._training(self.contenders[name])):
+            if why := self.kept.change(name, TRAIN, self.stages.training(self.contenders[name])):
                 self.watch.note(f"{name} is made anew, since {why}")
         for name, seconds in planned.items():
             self.watch.note(f"{name} trains for about {seconds:.0f} s")
@@ -199,21 +196,32 @@ class _Comparison:
 
     def _make(self, name: str, plan: TimePlan | None) -> None:
         """Makes what is missing of a method, or notes why it cannot be made."""
-        built_s = None
+        self._attempt(name, lambda: self._stages(name, plan))
+        if plan:
+            made = self.made.get(name)
+            plan.done(name, made and made.built["seconds"] + made.measured["seconds"])
+
+    def _attempt(self, name: str, make: Callable[[], Made]) -> None:
+        """Notes what is made of a method, or why it fails."""
         try:
-            self.made[name] = made = self._stages(name, plan)
-            built_s = made.built["seconds"] + made.measured["seconds"]
-        except StoppedError:
-            raise
+            self.made[name] = make()
         except Exception as error:  # one method's defect does not take what others took minutes for
-            if self.stopped():  # whatever a library made of Ctrl-C
-                raise KeyboardInterrupt from error
-            self.failed[name] = error if isinstance(error, GrdError) else self._unforeseen(name, error)
-        if name in self.failed:
+            self.failed[name] = self._foreseen(name, error)
+            self.made.pop(name, None)
             self.kept.drop(name, PLAN)  # a training that failed is not gone on with
             self.watch.note(f"{name}: {self.failed[name]}")
-        if plan:
-            plan.done(name, built_s)
+
+    def _foreseen(self, name: str, error: Exception) -> GrdError:
+        """What a method fails with.
+
+        Raises:
+            StoppedError, KeyboardInterrupt: it was stopped.
+        """
+        if isinstance(error, StoppedError):
+            raise error
+        if self.stopped():  # whatever a library made of Ctrl-C
+            raise KeyboardInterrupt from error
+        return error if isinstance(error, GrdError) else self._unforeseen(name, error)
 
     def _unforeseen(self, name: str, error: Exception) -> GrdError:
         log = self.work / name / "error.txt"
@@ -221,21 +229,21 @@ class _Comparison:
         told = f"{type(error).__name__}: {one_line(error)}"
         return InputError(f"it failed as nobody foresaw ({told}); please report {log}")
 
-    def _stages(self, name: str, plan: TimePlan | None) -> _Made:
-        folder, contender = self.work / name, self.contenders[name]
-        trained, built, measured = self._found(name)
+    def _stages(self, name: str, plan: TimePlan | None) -> Made:
+        folder, contender, kept, stages = self.work / name, self.contenders[name], self.kept, self.stages
+        trained, built, measured = stages.found(contender)
         if built is None and (trained is None or not _holds(folder / CHECKPOINT, trained["sha256"])):
-            trained = self.kept.make(name, TRAIN, self._training(contender), lambda: self._trained(contender, plan))
+            trained = kept.make(name, TRAIN, stages.training(contender), lambda: self._trained(contender, plan))
         if built is None:
-            built = self.kept.make(name, BUILD, self._building(trained), lambda: self._built(contender))
+            built = kept.make(name, BUILD, stages.building(trained, FP32), lambda: self._built(contender, FP32))
         if measured is None:
-            measured = self.kept.make(name, MEASURE, self._measuring(built), lambda: self._measured(contender))
-        return _Made(trained, built, measured)
+            measured = kept.make(name, MEASURE, stages.measuring(built), lambda: self._measured(contender))
+        return Made(trained, built, measured)
 
     def _trained(self, contender: Contender, plan: TimePlan | None) -> dict[str, Any]:
         name, folder = contender.name, self.work / contender.name
         self._begins(name, "trained", f"training on {len(self.dataset.train)} good images")
-        identity, output = self._training(contender), folder / CHECKPOINT
+        identity, output = self.stages.training(contender), folder / CHECKPOINT
         begun = self.kept.get(name, PLAN, identity)
         if begun is None:
             seconds = self.options.train_seconds if self.caps[name] is not None else None
@@ -257,7 +265,7 @@ class _Comparison:
             "substitutes": substitutes_of(about),
         }
 
-    def _built(self, contender: Contender) -> dict[str, Any]:
+    def _built(self, contender: Contender, request: Request) -> dict[str, Any]:
         folder, calibration = self.work / contender.name, len(self.dataset.calibration)
         self._begins(contender.name, "built", "exporting and building")
         bundle = bundle_from_dataset(
@@ -265,12 +273,13 @@ class _Comparison:
             folder / BUNDLE,
             self.dataset,
             name=f"{self.dataset.name}-{contender.name}",
-            request=self.options.request,
+            request=request,
             budget=self.options.budget,
             watch=StageWatcher(self.watch.stage, self.watch.progress),
             on_calibrated=lambda done: self.watch.progress(done, calibration),
         )
-        return {"seal": bundle.seal, "decision_seal": bundle.decision["seal"]}
+        seals = {"seal": bundle.seal, "decision_seal": bundle.decision["seal"]}
+        return seals | {"request": request, "speedup": speedup_of(bundle.manifest["precision"])}
 
     def _measured(self, contender: Contender) -> dict[str, Any]:
         folder = self.work / contender.name
@@ -292,45 +301,58 @@ class _Comparison:
         self.doing = f"{name} was {doing}"
         self.watch.stage(stage)
 
-    # --------------------------------------------------------------------------------------- what is kept
+    # ---------------------------------------------------------------------------------- lower precisions
 
-    def _training(self, contender: Contender) -> dict[str, Any]:
-        """What a checkpoint depends on. Seconds that come from a plan are told by what was asked for."""
-        config, asked = contender.config.to_json(), None
-        if self.caps[contender.name] is not None:
-            config["train"]["seconds"] = None
-            seconds = self.options.train_seconds
-            asked = f"{self.options.minutes:g} minutes in all" if seconds is None else f"{seconds:g} s each"
-        return {
-            "config": config,
-            "asked": asked,
-            "dataset": self.dataset.name,
-            "manifest_sha256": self.manifest,
-            "train_images": len(self.dataset.train),
-            "world_size": 1,
-            "grd_edge": metadata.version("grd-edge"),
-        }
+    def _lower(self, began: float) -> None:
+        """Searches for a lower precision of the methods that it could make the choice, while there is time for another
+        search like the last one; for one in any case."""
+        options, took = self.options, 0.0
+        if options.request == FP32:
+            return
+        while options.train_seconds is not None or time.monotonic() - began + took < 60 * options.minutes - RACE_S:
+            rows = {name: self._measures(name) for name in self.made}
+            searched = {name: each.built["speedup"] for name, each in self.made.items() if self._searched(each)}
+            name = next_to_lower(rows, self._heat(), searched | self.unlowered, options)
+            if name is None:
+                return
+            start = time.monotonic()
+            self._search(self.contenders[name])
+            took = time.monotonic() - start
 
-    def _building(self, trained: dict[str, Any]) -> dict[str, Any]:
-        return {"checkpoint": trained["sha256"], "request": self.options.request, "budget": asdict(self.options.budget)}
+    def _searched(self, made: Made) -> bool:
+        return made.built["request"] == self.options.request
 
-    def _measuring(self, built: dict[str, Any]) -> dict[str, Any]:
-        parts = [images_sha256(part) for part in (self.halves.choosing, self.halves.reported)]
-        return {"seal": built["seal"], "decision_seal": built["decision_seal"], "images": parts}
+    def _search(self, contender: Contender) -> None:
+        """The bundle of a method again, in the precision asked for. Where that fails it stays as it is."""
+        name, trained, start = contender.name, self.made[contender.name].trained, time.monotonic()
+        self.watch.note(f"{name} may be the one, so it is built in {self.options.request} precision")
+        try:
+            built = self._built(contender, self.options.request)
+        except Exception as error:
+            self.unlowered[name] = 1.0
+            self.watch.note(f"{name} stays in fp32: {self._foreseen(name, error)}")
+            return
+        built["seconds"] = round(time.monotonic() - start, 1)
+        built = self.kept.put(name, BUILD, self.stages.building(trained, self.options.request), built)
 
-    def _found(self, name: str) -> _Made:
-        """What is there and whole; of a stage whose own begin has changed nothing counts."""
-        folder, built, measured = self.work / name, None, None
-        trained = self.kept.get(name, TRAIN, self._training(self.contenders[name]))
-        if trained:
-            built = self.kept.get(name, BUILD, self._building(trained))
-        if built and not _is_bundle(folder / BUNDLE, built):
-            built = None
-        if built:
-            measured = self.kept.get(name, MEASURE, self._measuring(built))
-        if measured and not (folder / DRAWN).is_file():
-            measured = None
-        return _Made(trained, built, measured)
+        def measure() -> Made:
+            identity = self.stages.measuring(built)
+            return Made(trained, built, self.kept.make(name, MEASURE, identity, lambda: self._measured(contender)))
+
+        self._attempt(name, measure)
+
+    def _heat(self) -> dict[str, float]:
+        """p50 in ms of all methods in FP32, kept as long as their checkpoints stay."""
+        checkpoints = {name: made.trained["sha256"] for name, made in self.made.items()}
+        identity = {"checkpoints": checkpoints, "threads": self.options.threads, "cpu": cpu_name()}
+
+        def heat() -> dict[str, Any]:
+            self.watch.stage(f"timing {len(self.made)} methods in fp32")
+            bundles = {name: self.work / name / BUNDLE for name in self.made}
+            found = raced(bundles, self.dataset.test, rounds=MIN_ROUNDS, threads=self.options.threads, precision=FP32)
+            return {"p50_ms": {name: times["p50_ms"] for name, times in found.items()}}
+
+        return (self.kept.get("", HEAT, identity) or self.kept.make("", HEAT, identity, heat))["p50_ms"]
 
     # ------------------------------------------------------------------------------------------- the end
 
@@ -373,11 +395,15 @@ class _Comparison:
         if name in self.failed:
             return row | {"failed": one_line(self.failed[name])}
         made = self.made[name]
-        with np.load(self.work / name / DRAWN) as drawn:
-            row["drawn"] = dict(drawn)
         stages = {TRAIN: made.trained, BUILD: made.built, MEASURE: made.measured}
         seconds = {stage: result["seconds"] for stage, result in stages.items()}
-        return row | made.measured | made.trained | race[name] | {"seconds": seconds}
+        searched = self._searched(made) or name in self.unlowered
+        return row | self._measures(name) | made.trained | race[name] | {"searched": searched, "seconds": seconds}
+
+    def _measures(self, name: str) -> dict[str, Any]:
+        """What was measured of a method besides its times, and `drawn`."""
+        with np.load(self.work / name / DRAWN) as drawn:
+            return self.made[name].measured | {"drawn": dict(drawn)}
 
 
 def _cap(contender: Contender) -> float | None:
@@ -390,10 +416,3 @@ def _cap(contender: Contender) -> float | None:
 
 def _holds(path: Path, sha256: str) -> bool:
     return path.is_file() and file_sha256(path) == sha256
-
-
-def _is_bundle(path: Path, built: dict[str, Any]) -> bool:
-    with contextlib.suppress(BundleError):
-        bundle = read_bundle(path)
-        return (bundle.seal, bundle.decision and bundle.decision["seal"]) == (built["seal"], built["decision_seal"])
-    return False

@@ -152,6 +152,7 @@ def raced(
     rounds: int = ROUNDS,
     threads: int = 0,
     budget_ms: float | None = None,
+    precision: str | None = None,
     on_round: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, dict[str, Any]]:
     """Frame in, decision out, of all bundles in turn in one process, so that what disturbs the machine hits all alike.
@@ -159,6 +160,7 @@ def raced(
     Args:
         samples: whose images are the frames.
         budget_ms: a bundle far beyond it is timed in a short heat only, so that it does not hold up the others.
+        precision: of the engines; None: what each bundle chose.
 
     Returns:
         name -> `rounds`, `p50_ms`, `p99_ms` (null below 100 rounds), `worst_ms`, `times_ms`.
@@ -167,7 +169,8 @@ def raced(
     options = {"inputs": frames, "warmup": WARMUP, "settle_ms": SETTLE_MS}
     with ExitStack() as stack:
         inspect = {
-            name: stack.enter_context(Inspector(path, threads=threads)).inspect for name, path in bundles.items()
+            name: stack.enter_context(Inspector(path, threads=threads, precision=precision)).inspect
+            for name, path in bundles.items()
         }
         timings = interleaved(inspect, rounds=min(HEAT_ROUNDS, rounds), **options)
         if budget_ms is not None:

@@ -24,6 +24,7 @@ from grd_edge.results import path_text
 
 SCHEMA = 1
 KIND = "compare"
+LARGEST_GAIN = 4.0  # of a lower precision over FP32; docs/results.md has 3.8
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,25 @@ def document_of(
     return document
 
 
+def next_to_lower(
+    rows: Mapping[str, dict[str, Any]], fp32_ms: Mapping[str, float], gained: Mapping[str, float], options: Options
+) -> str | None:
+    """The method that would be chosen if every lower precision that was not searched for yet gained what is possible;
+    None: a method whose search is done would be, so that no search can change the choice any more, or none would be.
+
+    Args:
+        rows: name -> what was measured of a method, with `drawn`.
+        fp32_ms: name -> what a frame takes in FP32.
+        gained: name -> how many times as fast as that its bundle is, of those whose search is done.
+    """
+    hoped = []
+    for name, row in rows.items():
+        ms = fp32_ms[name] / gained.get(name, LARGEST_GAIN)
+        hoped.append(_candidate(name, row | {"p50_ms": ms, "p99_ms": ms}, options))
+    chosen = selected(hoped, options.budget_ms).chosen
+    return None if chosen in gained else chosen
+
+
 def _candidate(name: str, row: Mapping[str, Any], options: Options) -> Candidate:
     accuracy = (row["choosing"] or row["figures"])[options.by]
     budgeted = row[f"{options.budget_at}_ms"]
@@ -178,6 +198,11 @@ def _notes(document: Mapping[str, Any], halves: Halves) -> list[str]:
     for each in document["methods"]:
         if each.get("substitutes"):
             notes.append(f"{each['name']} is not as published: {'; '.join(each['substitutes'])}")
+    if plain := [each["name"] for each in document["methods"] if not each.get("searched", True)]:
+        notes.append(
+            f"{', '.join(plain)}: in fp32, as lower precisions were tried only where they could make the choice; for "
+            "another one: grd-edge build bundle NAME/checkpoint.safetensors, in the folder of the comparison"
+        )
     if document["minutes"] and document["seconds"] > 60 * document["minutes"]:
         took, asked = document["seconds"] / 60, document["minutes"]
         notes.append(f"it took {took:.1f} minutes in place of {asked:g}; steps and builds are not cut off")

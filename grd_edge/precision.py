@@ -7,7 +7,7 @@ the bundle. Source: docs/design/precision.md.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
@@ -25,6 +25,7 @@ from grd_edge.thresholds import fit_good_only
 
 Request = Literal["auto", "fp32", "bf16", "int8"]
 REQUESTS = ("auto", "fp32", "bf16", "int8")
+FP32: Request = "fp32"
 TARGET = "cpu"
 SECONDS = 8.0  # of a race, at most as many rounds as fit
 ROUNDS = (8, 40)
@@ -320,6 +321,15 @@ def outside(accuracy: Accuracy, budget: Budget) -> str:
     if accuracy.flips > budget.max_flips * accuracy.patches:
         beyond.append(f"{accuracy.flips} of {accuracy.patches} patches flip (at most {budget.max_flips:.2%})")
     return ", ".join(beyond)
+
+
+def speedup_of(described: Mapping[str, Any]) -> float:
+    """How many times as fast as FP32 the engine is that ships for the CPU, of a bundle's `precision`; 1: it is FP32."""
+    chosen = described["chosen"][TARGET]
+    for each in described["tried"]:
+        if (each["target"], each["precision"], each["lost"]) == (TARGET, chosen, "") and "speed" in each:
+            return each["speed"]["speedup"]
+    return 1.0
 
 
 def in_words(best: Tried) -> str:

@@ -184,7 +184,8 @@ def choice_from_samples(
                 raise
             tried.append(Tried(Candidate("int8", b"", MODEL), lost=f"it cannot be calibrated: {error}"))
     if sources:
-        with_bf16 = bool(bf16 and not bf16.lost)
+        # What is kept is to be nearer than INT8: where all of it in BF16 is too far off, a part of it will be, too.
+        with_bf16 = bool(bf16 and not bf16.lost and bf16.accuracy.inside(budget))
         source, found = _int8(bench, sources, budget, asked=request == "int8", with_bf16=with_bf16, watch=watch)
         tried += found
     if request != "auto" and all(each.lost for each in tried):

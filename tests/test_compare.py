@@ -14,10 +14,10 @@ from grd_edge.bundle import copied_bundle, read_bundle
 from grd_edge.checkpoint import read_checkpoint
 from grd_edge.compare import BUNDLE, CHECKPOINT, RESULT, Watcher, compared_methods, work_folder_of
 from grd_edge.compare_measures import Measured, confusion_of, halves_of_test
-from grd_edge.compare_result import Options, substitutes_of
+from grd_edge.compare_result import Options, next_to_lower, substitutes_of
 from grd_edge.contenders import contenders_from_text
 from grd_edge.data.dataset import dataset_from_folder
-from grd_edge.errors import DivergedError, InputError, StoppedError
+from grd_edge.errors import DivergedError, EngineError, InputError, StoppedError
 from grd_edge.evaluate import evaluated_bundle
 from grd_edge.metrics import auroc
 from tests.conftest import TINY
@@ -60,8 +60,8 @@ def made(done, monkeypatch):
         shutil.copy(source / output.parent.name / CHECKPOINT, output)
         return read_checkpoint(output)
 
-    def built(checkpoint, path, dataset, **_):
-        found.append((path.parent.name, "build"))
+    def built(checkpoint, path, dataset, *, request, **_):
+        found.append((path.parent.name, "build" if request == "fp32" else request))
         return copied_bundle(source / path.parent.name / BUNDLE, path)
 
     def measured(path, halves, folder, **_):
@@ -119,6 +119,76 @@ def test_what_changed_is_made_anew_and_nothing_else(dataset, copy, made):
     assert "failed" not in by_name(document)["wide"]
     assert "wide is made anew, since its model.latent is 8, now 4" in notes
     assert any(note.startswith("small is complete in ") for note in notes)
+
+
+def test_a_lower_precision_is_searched_for_where_it_could_make_the_choice(dataset, copy, made, monkeypatch):
+    """The methods are complete in FP32; no test image tells them apart, so the faster one would be chosen."""
+    measured = compare.measured_bundle
+    heat = {"small": 1.0, "wide": 2.0}
+
+    def raced(bundles, *_, precision=None, **__):
+        assert precision in ("fp32", None)
+        speedup = {name: 3.0 if precision is None and (name, "auto") in made else 1.0 for name in bundles}
+        times = {name: heat[name] / speedup[name] for name in bundles}
+        return {
+            n: {"rounds": 3, "p50_ms": t, "p99_ms": None, "worst_ms": t, "times_ms": [t] * 3} for n, t in times.items()
+        }
+
+    def alike(*words, **options):
+        found = measured(*words, **options)
+        found.result["figures"] = found.result["figures"] | {"image_auroc": 1.0}
+        return replace(found, drawn={"image_auroc": np.ones(9)})
+
+    monkeypatch.setattr(compare, "raced", raced)
+    monkeypatch.setattr(compare, "measured_bundle", alike)
+    monkeypatch.setattr(compare, "speedup_of", lambda _: 3.0 if made and made[-1][1] == "auto" else 1.0)
+    for file in ("small/measure.json", "wide/measure.json", "latency.json"):
+        (work_folder_of(copy) / file).unlink()
+    document = compared_methods(dataset, contenders(), copy, replace(OPTIONS, request="auto"))
+    assert made == [("small", "measure"), ("wide", "measure"), ("small", "auto"), ("small", "measure")]
+    rows = by_name(document)
+    assert document["chosen"] == "small" and rows["small"]["searched"] and not rows["wide"]["searched"]
+    assert any(
+        note.startswith("wide: in fp32, as lower precisions were tried only where") for note in document["notes"]
+    )
+    compared_methods(dataset, contenders(), copy, replace(OPTIONS, request="auto"))
+    assert len(made) == 4
+
+
+def test_a_search_that_fails_leaves_the_bundle_in_fp32(dataset, copy, made, monkeypatch):
+    build, notes = compare.bundle_from_dataset, []
+
+    def failing(*words, request, **options):
+        if request != "fp32":
+            raise EngineError("this machine has no AVX2")
+        return build(*words, request=request, **options)
+
+    monkeypatch.setattr(compare, "bundle_from_dataset", failing)
+    document = compared_methods(
+        dataset, contenders(), copy, replace(OPTIONS, request="auto"), watch=Watcher(note=notes.append)
+    )
+    assert made == [] and f"{document['chosen']} stays in fp32: this machine has no AVX2" in notes
+    assert by_name(document)[document["chosen"]]["precision"] == "fp32" and copy.exists()
+
+
+def test_which_search_could_change_the_choice():
+    def row(auroc, spread=0.0):
+        drawn = np.random.default_rng(0).normal(auroc, spread + 1e-9, 200)
+        return {"figures": {"image_auroc": auroc}, "choosing": None, "worst_ms": None, "drawn": {"image_auroc": drawn}}
+
+    rows = {"best": row(0.99), "close": row(0.988, 0.01), "fast": row(0.8)}
+    fp32_ms = {"best": 90.0, "close": 30.0, "fast": 1.0}
+
+    def following(budget_ms, **gained):
+        return next_to_lower(rows, fp32_ms, gained, replace(OPTIONS, budget_ms=budget_ms))
+
+    assert following(None) == "close"  # it ties with the best, and is faster
+    assert following(None, close=2.0) is None  # no gain makes the best one faster than 15 ms
+    assert following(None, close=1.0) == "best"  # 90 / 4 is less than 30
+    assert following(20) == "close"  # the best one cannot be inside
+    assert following(20, close=1.2) == "fast"
+    assert following(20, close=1.2, fast=1.0) is None
+    assert following(0.1) is None
 
 
 def test_other_images_are_another_comparison(dataset, copy, made):

@@ -251,3 +251,28 @@ def test_a_search_that_cannot_calibrate_leaves_fp32(tiny_checkpoint, dataset, tm
     with pytest.raises(InputError, match="is 0 on all"):
         bundle_from_checkpoint(tiny_checkpoint, tmp_path / "b.grdb", choose=choose("int8"))
     assert read_bundle(tmp_path / "b.grdb").seal == built.seal
+
+
+@pytest.mark.parametrize(("bf16", "kept_in"), [(BAD, "int8"), (GOOD, "int8-bf16")])
+def test_kept_layers_run_in_bf16_only_where_that_is_accurate(tiny_checkpoint, dataset, monkeypatch, bf16, kept_in):
+    from grd_edge import search
+    from grd_edge.sensitivity import Effect
+
+    def accuracy(_, candidate, **__):
+        kept = candidate.details.get("keep", [])
+        if candidate.precision == "bf16":
+            return bf16
+        return GOOD if kept and (candidate.precision == "int8" or bf16 is GOOD) else replace(BAD, phi_diff_std=1.0)
+
+    def slower_in_fp32(_, candidates, base=None):
+        speed = {"int8-bf16": 3.0, "int8": 2.0, "bf16": 1.5}
+        return [replace(FAST, speedup=speed[each.precision]) for each in candidates]
+
+    monkeypatch.setattr(Bench, "accuracy", accuracy)
+    monkeypatch.setattr(Bench, "race", slower_in_fp32)
+    effects = [Effect(name, 0.5, GOOD) for name in ("encoder.stem.0", "decoder.out")]
+    monkeypatch.setattr(search, "layer_effects", lambda *_, **__: effects)
+    choice = choice_of_checkpoint(tiny_checkpoint, dataset.train, onnx_from_checkpoint(tiny_checkpoint), MODEL)
+    assert choice.precision["chosen"] == {"cpu": kept_in}
+    won = next(each for each in choice.precision["tried"] if not each["lost"])
+    assert won["keep"] == ["encoder.stem.0"]
