@@ -3,7 +3,8 @@ streamed from C, and compared with PyTorch.
 
     python -m grd_edge.bench.methods --data SETS [--sets alien,paper/NAME] [--methods patchcore] [--train-seconds 120]
 
-SETS is a folder of sets in the MVTec layout. What was trained and built stays in --work and is not made again.
+SETS is a folder of sets in the MVTec layout. What was trained and built stays in --work and is not made again. With
+--comparisons the checkpoints are those of `grd-edge compare --data SETS/paper/NAME -o FOLDER/paper-NAME.grdb`.
 """
 
 from __future__ import annotations
@@ -84,11 +85,14 @@ def streamed(program: Path, bundle: Path, rows: Sequence[dict[str, str]]) -> int
     return same
 
 
-def measured(profile: str, name: str, data: Path, work: Path, budget: Sequence[object], program: Path) -> dict:
+def measured(profile: str, name: str, arguments: argparse.Namespace, program: Path) -> dict:
     """One row: a method on a set."""
-    slug = f"{name.replace('/', '-')}-{profile}"
-    checkpoint, bundle, source = work / f"{slug}.safetensors", work / f"{slug}.grdb", data / name
-    if not checkpoint.exists():
+    work, source, slug = arguments.work, arguments.data / name, f"{name.replace('/', '-')}-{profile}"
+    checkpoint, bundle = work / f"{slug}.safetensors", work / f"{slug}.grdb"
+    if arguments.comparisons:
+        checkpoint = arguments.comparisons / f"{name.replace('/', '-')}.compare" / profile / "checkpoint.safetensors"
+    elif not checkpoint.exists():
+        budget = ("--train-seconds", arguments.train_seconds)
         grd_edge("train", "--data", source, "-o", checkpoint, "--profile", profile, "--overwrite", *budget)
     if not bundle.exists():
         grd_edge("build", "bundle", checkpoint, "-o", bundle, "--data", source)
@@ -126,6 +130,7 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--methods", help="profiles, separated by commas; default: all that a CPU trains")
     parser.add_argument("--train-seconds", type=float, default=120)
+    parser.add_argument("--comparisons", type=Path, help="folder of comparisons, in place of trainings")
     parser.add_argument("--work", type=Path, default=Path("artifacts/methods"))
     parser.add_argument("--record", action="store_true", help="write the record `methods` below bench/results, too")
     arguments = parser.parse_args()
@@ -136,15 +141,18 @@ def main() -> None:
         program = line_loop(Path(folder))
         for name in arguments.sets.split(","):
             for profile in names:
-                budget = ("--train-seconds", arguments.train_seconds)
-                rows.append(measured(profile, name, arguments.data, arguments.work, budget, program))
+                try:
+                    rows.append(measured(profile, name, arguments, program))
+                except (CheckFailedError, SystemExit) as error:  # the other rows are worth having
+                    rows.append({"set": name, "method": profile, "auroc": f"failed: {error}"})
                 print(rows[-1], flush=True)
     if arguments.record:
-        command = f"python -m grd_edge.bench.methods --data SETS --sets {arguments.sets} "
-        command += f"--train-seconds {arguments.train_seconds:g}"
-        print(
-            write_record("methods", title="Every method, the whole road", command=command, columns=COLUMNS, rows=rows)
-        )
+        trained = f"--train-seconds {arguments.train_seconds:g}"
+        if arguments.comparisons:
+            trained = "--comparisons COMPARISONS"
+        command = f"python -m grd_edge.bench.methods --data SETS --sets {arguments.sets} {trained}"
+        title = "Every method, the whole road"
+        print(write_record("methods", title=title, command=command, columns=COLUMNS, rows=rows))
 
 
 if __name__ == "__main__":

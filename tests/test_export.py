@@ -84,6 +84,30 @@ def test_a_form_may_differ_by_what_float32_itself_loses():
         export.check_reconstruction(np.full_like(x, np.nan), expected, x, Cancelling(), "NaN")
 
 
+class Stepped(torch.nn.Module):
+    """Rounds to tenths, as nearest codes do."""
+
+    stepped = True
+
+    def forward(self, x):
+        return (10 * x).round() / 10
+
+
+def test_a_network_with_steps_may_take_another_one_where_two_are_as_near():
+    net, x = Stepped(), np.full((1, 1, 4, 4), 0.35, np.float32)
+    expected = net(torch.from_numpy(x)).numpy()
+    export.check_reconstruction(expected + np.float32(0.1), expected, x, net, "the other step")
+    with pytest.raises(CheckFailedError, match="two steps differs"):
+        export.check_reconstruction(expected + np.float32(0.3), expected, x, net, "two steps")
+    far = np.full_like(x, 0.32)  # where no rounding leads to another step
+    expected = net(torch.from_numpy(far)).numpy()
+    with pytest.raises(CheckFailedError, match="a step too many differs"):
+        export.check_reconstruction(expected + np.float32(0.1), expected, far, net, "a step too many")
+    net.stepped = False
+    with pytest.raises(CheckFailedError):
+        export.check_reconstruction(expected + np.float32(0.1), expected, x, net, "no steps")
+
+
 @pytest.mark.parametrize("settings", [("model.upsampling=pixel_shuffle", "model.bottleneck=conv", "model.channels=3")])
 def test_other_shapes_of_the_network_export_too(settings):
     config = load_config(overrides=["model.base=4", "model.patch_h=32", "model.patch_w=48", *settings])

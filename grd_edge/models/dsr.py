@@ -97,6 +97,8 @@ class Dsr(Method):
     restriction, object-specific decoder and detection on anomalies made of codes, then the upsampling network.
     """
 
+    stepped = True
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.settings: DsrConfig = config.method

@@ -57,7 +57,10 @@ class Method(nn.Module):
     Attributes:
         provenance: plain data that goes into the checkpoint, by ingredient: which weights a backbone has and whose they
             are; `substitute` of an ingredient says what stands in its place where the paper's was not at hand.
+        stepped: whether the least change of a patch can move what it yields by a step, as nearest codes do.
     """
+
+    stepped = False
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -120,6 +123,7 @@ class PackedScores(nn.Module):
     def __init__(self, method: nn.Module) -> None:
         super().__init__()
         self.method = method
+        self.stepped = getattr(method, "stepped", False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         score, maps = self.method(x)
