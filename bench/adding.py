@@ -210,6 +210,52 @@ _ACCURACY = {
 }
 
 
+def comparison(result: dict[str, Any]) -> Content:
+    """compare.json of `grd-edge compare`"""
+    columns = [
+        {"key": "method", "name": "method"},
+        {"key": "image_auroc", "name": "image AUROC, 95 %", "format": interval("image_auroc")},
+        {"key": "pixel_auroc", "name": "pixel AUROC", "digits": 3},
+        {"key": "escapes", "name": "escapes"},
+        {"key": "overkill", "name": "overkill"},
+        {"key": "p50_ms", "name": "frame, p50, ms", "format": "{p50_ms:.3s}"},
+        {"key": "p99_ms", "name": "p99, ms", "format": "{p99_ms:.3s}"},
+        {"key": "precision", "name": "precision"},
+        {"key": "engine_mb", "name": "engine, MB", "digits": 1},
+        {"key": "train_seconds", "name": "trained, s", "digits": 0},
+    ]
+    rows, chosen = [], result["chosen"]
+    for told in result["methods"]:
+        row = {"method": f"`{told['name']}`" + " (chosen)" * (told["name"] == chosen)}
+        if "failed" in told:
+            rows.append(row | {"image_auroc": f"failed: {told['failed']}"})
+            continue
+        counts = told["confusion"]
+        row |= {key: told["figures"][key] for key in ("image_auroc", "image_auroc_ci95", "pixel_auroc")}
+        row |= {key: told[key] for key in ("p50_ms", "p99_ms", "precision", "engine_mb", "train_seconds")}
+        row["escapes"] = f"{counts['defective_passed']} of {counts['defective_passed'] + counts['defective_rejected']}"
+        row["overkill"] = f"{counts['good_rejected']} of {counts['good_rejected'] + counts['good_passed']}"
+        rows.append(row | {"bold": ["method"] * (told["name"] == chosen)})
+    # All stages, of earlier calls, too, but for the times.
+    stages = [sum(told["seconds"].values()) for told in result["methods"] if "failed" not in told]
+    figures = {"stages_s": round(sum(stages), 1), "chosen": chosen}
+    for told in result["methods"]:
+        if "failed" not in told:
+            keys = ("image_auroc", "image_auroc_ci95", "pixel_auroc", "pixel_auroc_ci95")
+            figures |= {f"{_key(told['name'])}_{key}": told["figures"][key] for key in keys}
+            figures |= {f"{_key(told['name'])}_{key}": told[key] for key in ("p50_ms", "p99_ms")}
+    return {
+        "title": result["title"],
+        "command": result["command"],
+        "columns": columns,
+        "rows": rows,
+        "notes": [f"{result['why']}."],
+        "figures": {name: value for name, value in figures.items() if value is not None},
+        "machine": result["machine"],
+        "date": result["date"][:10],
+    }
+
+
 def demo(result: dict[str, Any]) -> Content:
     """summary.json of `grd-edge demo`"""
     training, tried = result["training"], result["precision"]["tried"]
@@ -275,6 +321,7 @@ KINDS: tuple[tuple[set[str], Callable[[dict[str, Any]], Content]], ...] = (
     ({"kind", "figures", "bundle"}, latency),
     ({"benchmark_root", "categories", "mean"}, accuracy),
     ({"slot_ms", "total_ms"}, slots),
+    ({"methods", "by", "chosen"}, comparison),
     ({"threshold_fit", "score_race_ms"}, demo),
     ({"title", "command", "machine"}, record),
 )

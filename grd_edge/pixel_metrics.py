@@ -7,6 +7,7 @@ of Computer Vision 129 (2021), 1038-1059, section 5.1.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +20,10 @@ PIXEL_RESAMPLES = 1000
 _RESAMPLED_IMAGES = 1_000_000  # images of all resamples together; from 200 resamples on
 _CURVE_POINTS = 254
 _DROPPED_BITS = 8  # beyond EXACT_PIXELS: values that agree in all but the last 8 bits of their float32 count as tied
-# Values as they are counted image by image: 64 to an octave from 2^-16 to 1, what lies outside in the first and last.
-_BINS, _BIN_SHIFT, _FIRST_BIN = 1024, 17, 0x37800000 >> 17
+_SIGN = np.uint32(1 << 31)
+# Magnitudes as they are counted image by image: 64 to an octave from 2^-48 to 2^16, what lies outside in the first and
+# last; of negative values and of others.
+_CLASSES, _CLASS_SHIFT, _FIRST_CLASS = 4096, 17, 0x27800000 >> 17
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,13 @@ class PixelQuality:
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """Heatmap values image by image, in 1024 classes: enough for pixel AUROC and AUPRO of resampled images.
+    """Heatmap values image by image, in classes, 64 to an octave: enough for pixel AUROC and AUPRO of resampled images.
 
     Attributes:
-        good: (N, 1024) float32, good pixels of each image by value, ascending.
-        found: (N, 1024) float32, its defective pixels.
-        gained: (N, 1024) float32, shares of its regions.
+        good: (N, classes) float32, good pixels of each image by value, ascending; classes that no image uses are left
+            out.
+        found: (N, classes) float32, its defective pixels.
+        gained: (N, classes) float32, shares of its regions.
         defective: (N,) bool, whether it has a region.
     """
 
@@ -60,28 +64,29 @@ class PixelScores:
     """Heatmaps and masks, added one by one, then `quality()`, and `counts()` where `per_image` was asked for.
 
     Up to `exact_pixels` pixels are kept as they are (4 bytes each) and sorted once. Beyond, they are counted by value
-    in three tables, together 100 MB for values up to 1, in which values closer than 2^-15 of themselves are tied.
+    in three tables, together 100 MB for values from 0 to 1, in which values closer than 2^-15 of themselves are tied.
     """
 
     def __init__(self, exact_pixels: int = EXACT_PIXELS, *, per_image: bool = False) -> None:
         self.exact_pixels, self.per_image = exact_pixels, per_image
-        self._images: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._images: list[tuple[_Counted, _Counted, _Counted]] = []
         self.pixels = self.regions = 0
         self._good: list[np.ndarray] = []
         self._defective: list[np.ndarray] = []
         self._shares: list[np.ndarray] = []  # of a defective pixel in its region
         self._tables: list[np.ndarray] | None = None
+        self._first = int(_SIGN >> _DROPPED_BITS)  # class that the tables begin with, that of 0
 
     def add(self, heatmap: np.ndarray, mask: np.ndarray | None = None, roi: np.ndarray | None = None) -> None:
         """Adds the pixels of one image.
 
         Args:
-            heatmap: (H, W) float, >= 0; NaN counts as larger than all, as infinity does.
+            heatmap: (H, W) float; NaN counts as larger than all, as infinity does.
             mask: (H, W) bool, True = defective; None: a good image.
             roi: (H, W) bool, True = of interest; other pixels are left out. None: all.
 
         Raises:
-            InputError: shapes that differ, or negative values.
+            InputError: shapes that differ.
             MissingExtraError: OpenCV, which finds the regions, is not installed.
         """
         values = np.asarray(heatmap, np.float32)
@@ -90,17 +95,14 @@ class PixelScores:
                 raise InputError(
                     f"a heatmap of {values.shape} has a {name} of {other.dtype} {other.shape}; expected bool"
                 )
-        if (values < 0).any():
-            raise InputError(f"a heatmap holds {values.min():g}; expected absolute differences")
-        # Bits of floats that are not negative sort as the floats do; + 0 turns -0 into 0.
-        keys = (np.where(np.isnan(values), np.float32(np.inf), values) + np.float32(0)).view(np.uint32)
+        keys = _keys(values)
         if mask is None:
             mask = np.zeros(values.shape, bool)
         defective = mask if roi is None else mask & roi
         good = ~mask if roi is None else roi & ~mask
         self._good.append(keys[good])
         self.pixels += len(self._good[-1])
-        found = gained = np.zeros(_BINS, np.float32)
+        found = gained = _Counted(np.empty(0, np.int64), np.empty(0))
         if defective.any():
             cv2 = require("cv2", extra="images", purpose="to find the regions of a mask")
             count, labels = cv2.connectedComponents(defective.view(np.uint8), connectivity=8)
@@ -110,9 +112,9 @@ class PixelScores:
             self.pixels += len(labels)
             self.regions += count - 1
             if self.per_image:
-                found, gained = (_binned(self._defective[-1], weights) for weights in (None, self._shares[-1]))
+                found, gained = (_counted(self._defective[-1], weights) for weights in (None, self._shares[-1]))
         if self.per_image:
-            self._images.append((_binned(self._good[-1]), found, gained))
+            self._images.append((_counted(self._good[-1]), found, gained))
         if self._tables or self.pixels > self.exact_pixels:
             self._count()
 
@@ -139,8 +141,14 @@ class PixelScores:
         """What was added image by image; None where it was not asked for."""
         if not self._images:
             return None
-        good, found, gained = (np.stack(arrays) for arrays in zip(*self._images, strict=True))
-        return ImageCounts(good, found, gained, gained.any(axis=1))
+        used = np.unique(np.concatenate([each.classes for image in self._images for each in image]))
+        parts = []
+        for images in zip(*self._images, strict=True):
+            dense = np.zeros((len(images), len(used)), np.float32)
+            for row, each in zip(dense, images, strict=True):
+                row[np.searchsorted(used, each.classes)] = each.counts
+            parts.append(dense)
+        return ImageCounts(*parts, parts[-1].any(axis=1))
 
     def _count(self) -> None:
         """Moves what is kept into the tables."""
@@ -148,15 +156,20 @@ class PixelScores:
         kept = ((self._good, None), (self._defective, None), (self._defective, self._shares))
         for place, (parts, weights) in enumerate(kept):
             for index, part in enumerate(parts):
-                found = np.bincount(part >> _DROPPED_BITS, None if weights is None else weights[index])
-                self._add_to(place, found)
+                if len(part):
+                    classes = (part >> _DROPPED_BITS).astype(np.int64)
+                    first = min(self._first, int(classes.min()))
+                    found = np.bincount(classes - first, None if weights is None else weights[index])
+                    self._add_to(place, found, first)
         self._good, self._defective, self._shares = [], [], []
 
-    def _add_to(self, place: int, found: np.ndarray) -> None:
-        size = max(len(found), max(map(len, self._tables)))
+    def _add_to(self, place: int, found: np.ndarray, first: int) -> None:
+        """Adds counts of classes from `first` on, which is not above that of the tables."""
+        below, self._first = self._first - first, first
+        size = max(len(found), below + max(map(len, self._tables)))
         for index, table in enumerate(self._tables):
             if len(table) < size:
-                self._tables[index] = np.concatenate([table, np.zeros(size - len(table), table.dtype)])
+                self._tables[index] = np.pad(table, (below, size - below - len(table)))
         self._tables[place][: len(found)] += found.astype(self._tables[place].dtype, copy=False)
 
     def _exact(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -176,10 +189,28 @@ class PixelScores:
         return steps, at[0].astype(np.int64), at[1]
 
 
-def _binned(keys: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """(1024,) float32, values of each class of `ImageCounts`, from the bits of non-negative float32."""
-    places = (keys >> _BIN_SHIFT).astype(np.int64) - _FIRST_BIN
-    return np.bincount(places.clip(0, _BINS - 1), weights, minlength=_BINS).astype(np.float32)
+def _keys(values: np.ndarray) -> np.ndarray:
+    """uint32 that sort as float32 values do; NaN as infinity, -0 as 0."""
+    bits = (np.where(np.isnan(values), np.float32(np.inf), values) + np.float32(0)).view(np.uint32)
+    return np.where(bits & _SIGN, ~bits, bits | _SIGN)
+
+
+class _Counted(NamedTuple):
+    """How many values of one image are in a class, or what they weigh: classes (n,) int64, ascending, and counts."""
+
+    classes: np.ndarray
+    counts: np.ndarray
+
+
+def _counted(keys: np.ndarray, weights: np.ndarray | None = None) -> _Counted:
+    """Values in the classes of `ImageCounts`."""
+    negative = keys < _SIGN
+    magnitudes = np.where(negative, ~keys, keys) & ~_SIGN
+    places = ((magnitudes >> _CLASS_SHIFT).astype(np.int64) - _FIRST_CLASS).clip(0, _CLASSES - 1)
+    places = np.where(negative, _CLASSES - 1 - places, _CLASSES + places)
+    counts = np.bincount(places, weights, minlength=2 * _CLASSES)
+    classes = np.flatnonzero(counts)
+    return _Counted(classes, counts[classes].astype(np.float32))
 
 
 def pixel_bootstrap_values(counts: ImageCounts, *, n: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from grd_edge.errors import InputError
-from grd_edge.pixel_metrics import AUPRO_LIMIT, PixelScores
+from grd_edge.metrics import auroc
+from grd_edge.pixel_metrics import AUPRO_LIMIT, PixelScores, pixel_bootstrap_values
 
 
 def regions_by_definition(mask: np.ndarray) -> list[list[tuple[int, int]]]:
@@ -148,8 +149,23 @@ def test_unusable_input_is_refused():
         scores.add(np.zeros((3, 3)), np.zeros((3, 4), bool))
     with pytest.raises(InputError, match="expected bool"):
         scores.add(np.zeros((3, 3)), None, np.zeros((3, 3), np.uint8))
-    with pytest.raises(InputError, match="absolute"):
-        scores.add(np.full((3, 3), -0.5))
+
+
+@pytest.mark.parametrize(("factor", "offset"), [(20, 0), (1, -0.7), (-1, 0), (1e-9, 0), (300, -90)])
+@pytest.mark.parametrize("exact_pixels", [1 << 25, 0])
+def test_maps_of_any_scale_and_sign(factor, offset, exact_pixels):
+    """Methods that score patches themselves give distances, sigmoids and logits."""
+    pairs = [(np.float32(factor) * heatmap + np.float32(offset), mask) for heatmap, mask in images(3, None, 8)]
+    scores = added(pairs, exact_pixels=exact_pixels, per_image=True)
+    quality, values = scores.quality(), pixel_bootstrap_values(scores.counts())
+    flat = [np.concatenate([each[index].ravel() for each in pairs]) for index in (0, 1)]
+    bound = max(1e-9, 2 * quality.error_bound)
+    assert quality.auroc == pytest.approx(auroc(*flat), abs=bound)
+    assert quality.aupro == pytest.approx(aupro_by_definition(pairs), abs=bound)
+    assert quality.error_bound < 1e-3
+    low, high = np.quantile(values["pixel_auroc"], (0.025, 0.975))
+    assert low < quality.auroc < high and abs(values["pixel_auroc"].mean() - quality.auroc) < 0.01
+    assert abs(values["aupro"].mean() - quality.aupro) < 0.02
 
 
 def test_large_frames_stay_within_memory():

@@ -6,6 +6,8 @@ import json
 import shutil
 
 import pytest
+from grd_edge.bench.adding import add
+from grd_edge.bench.records import record_from_json
 
 from grd_edge.bundle import read_bundle
 from grd_edge.data.synthetic import write_synthetic_parts
@@ -61,6 +63,19 @@ def test_a_table_a_bundle_and_a_page(root, out, capsys):
     assert ("circle", "dot s1") in [(tag, attributes.get("class")) for tag, attributes in page.tags]
     assert document["machine"]["cpu"] in page.text and document["command"].split()[0] in page.text
     assert "optimistic" in page.text
+
+
+def test_its_result_makes_a_record(root, out, tmp_path):
+    document = json.loads((out / "bolt.compare" / "compare.json").read_text())
+    path = add(out / "bolt.compare" / "compare.json", "compare-bolt", root=tmp_path)
+    record = record_from_json(path.read_text(), path)
+    rows = {row["method"]: record.cells(row, ["escapes", "precision"]) for row in record.rows}
+    for each in document["methods"]:
+        found = each["confusion"]
+        name = f"`{each['name']}`" + " (chosen)" * each["chosen"]
+        assert rows[name] == [f"{found['defective_passed']} of 4", "fp32"]
+        assert record.figures[f"{each['name']}_image_auroc"] == each["figures"]["image_auroc"]
+    assert record.figures["chosen"] == document["chosen"] and record.command == document["command"]
 
 
 def test_json_and_the_root(root, out, capsys):
