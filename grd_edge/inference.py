@@ -53,7 +53,7 @@ class InferOptions:
         output: folder for results and pictures; None: none are written.
         formats: of the results file.
         heatmaps: draw a picture per image, named after it and the hash of its path.
-        heatmap_top: difference at which the color scale of all pictures ends; None: `HEATMAP_TOP`.
+        heatmap_top: value at which the color scale of all pictures ends; None: as `overlay.scale_of_bundle`.
         roi: mask of interest of every image, in place of the bundle's.
         product_by, run_by: searched in the path; the first group names the product and the run.
         threads, precision: of the engine.
@@ -111,7 +111,7 @@ def inspected_images(
         stack.enter_context(inspector)
         if options.roi is None:
             check_masks(bundle, "give the mask of these images with --roi, or ")
-        rule, patch_px = ProductRule.of_bundle(bundle), (bundle.grid.patch_h, bundle.grid.patch_w)
+        rule, style = ProductRule.of_bundle(bundle), picture_style(bundle, options.heatmap_top)
         seal = (bundle.decision or bundle.manifest)["seal"][:12]
         groups = _Completing(files, options, rule)
         masks: dict[tuple[int, int], np.ndarray] = {}
@@ -134,9 +134,7 @@ def inspected_images(
                     told = True
                     on_note(few_patches(file, len(inspection.phi), rule))
                 if options.heatmaps:
-                    row["heatmap"] = picture(
-                        options.output, frame, inspection, file, rule, patch_px, options.heatmap_top
-                    )
+                    row["heatmap"] = picture(options.output, frame, inspection, file, rule, style)
             for each in (row, *groups.completed(index, inspection)):
                 each["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
                 each["seal"] = seal
@@ -200,17 +198,19 @@ def highest_region(inspection: Inspection, rule: ProductRule) -> str | None:
     return inspection.region_names[inspection.regions[highest]]
 
 
+def picture_style(bundle: Bundle, top: float | None = None) -> dict[str, Any]:
+    """What all pictures of a bundle share, for `picture`; `top` as `InferOptions.heatmap_top`."""
+    from grd_edge.report.overlay import scale_of_bundle
+
+    scale = scale_of_bundle(bundle) | ({} if top is None else {"top": top})
+    return {"patch_px": (bundle.grid.patch_h, bundle.grid.patch_w), **scale}
+
+
 def picture(
-    output: Path,
-    frame: np.ndarray,
-    inspection: Inspection,
-    file: Path,
-    rule: ProductRule,
-    patch_px: tuple[int, int],
-    top: float | None = None,
+    output: Path, frame: np.ndarray, inspection: Inspection, file: Path, rule: ProductRule, style: dict[str, Any]
 ) -> str:
     """Name of the picture, written below the output folder. Images of the same name in other folders have others."""
-    from grd_edge.report.overlay import HEATMAP_TOP, write_overlay
+    from grd_edge.report.overlay import write_overlay
 
     digits = sha256_hex(os.fsencode(os.path.abspath(file)))[:8]
     name = f"{HEATMAPS}/{file.stem[:80]}-{digits}.png"
@@ -219,9 +219,8 @@ def picture(
         frame,
         inspection,
         name=path_text(file),
-        patch_px=patch_px,
         deciding=rule.deciding(inspection),
-        top=top or HEATMAP_TOP,
+        **style,
     )
     return name
 

@@ -23,7 +23,15 @@ from typing import Any, Literal
 from grd_edge.bundle import Bundle
 from grd_edge.errors import GrdError
 from grd_edge.grouping import Grouping, Place
-from grd_edge.inference import NO_THRESHOLDS, check_masks, few_patches, highest_region, picture, result_files
+from grd_edge.inference import (
+    NO_THRESHOLDS,
+    check_masks,
+    few_patches,
+    highest_region,
+    picture,
+    picture_style,
+    result_files,
+)
 from grd_edge.products import ProductRule
 from grd_edge.results import Format, path_text
 from grd_edge.runtime import NativeBundle
@@ -91,16 +99,16 @@ class _Charge:
     """What is known of a bundle in charge."""
 
     rule: ProductRule
-    patch_px: tuple[int, int]
+    style: dict[str, Any]  # of pictures
     seal: str
     seals: tuple[str, str | None]
 
     @classmethod
-    def of_bundle(cls, bundle: Bundle) -> _Charge:
+    def of_bundle(cls, bundle: Bundle, heatmap_top: float | None) -> _Charge:
         seals = bundle.seal, bundle.decision and bundle.decision["seal"]
         return cls(
             ProductRule.of_bundle(bundle),
-            (bundle.grid.patch_h, bundle.grid.patch_w),
+            picture_style(bundle, heatmap_top),
             (seals[1] or seals[0])[:12],
             seals,
         )
@@ -186,7 +194,7 @@ class Streaming:
             check_masks(bundle)
             if not bundle.decision:
                 on_note(NO_THRESHOLDS)
-            self._charges = {0: _Charge.of_bundle(bundle)}
+            self._charges = {0: _Charge.of_bundle(bundle, self._options.heatmap_top)}
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Streaming:
@@ -331,8 +339,7 @@ class Streaming:
                     result.inspection,
                     Path(captured.name),
                     charge.rule,
-                    charge.patch_px,
-                    self._options.heatmap_top,
+                    charge.style,
                 )
         if result.decision == "undecided" and charge.rule.thresholds and not self._options.grouping.products:
             if "few" not in self._told:
@@ -386,7 +393,7 @@ class Streaming:
             self._signature, native, again = signature, None, math.inf
             try:
                 native, bundle = opened_bundle(self._path, NativeBundle)
-                charge = _Charge.of_bundle(bundle)
+                charge = _Charge.of_bundle(bundle, self._options.heatmap_top)
                 if charge.seals == self._charges[generation].seals:
                     native.close()
                     if asked:

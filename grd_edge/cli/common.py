@@ -53,7 +53,7 @@ Output = Annotated[
 ]
 Formats = Annotated[list[FileFormat] | None, typer.Option("--format", help="Of the results; repeatable. Default: csv.")]
 HeatmapTop = Annotated[
-    float | None, typer.Option(min=1e-4, max=1, help="Difference at which the pictures' color scale ends.")
+    float | None, typer.Option(min=1e-4, help="Heatmap value at which the pictures' color scale ends.")
 ]
 ProductBy = Annotated[
     str | None, typer.Option(metavar="REGEX", help="Searched in the path; its first group names the product.")

@@ -13,10 +13,11 @@ import cv2
 import numpy as np
 import pytest
 
-from grd_edge.bundle import write_decision
+from grd_edge.bundle import read_bundle, write_decision
 from grd_edge.data.images import images_of
 from grd_edge.errors import InputError
 from grd_edge.inference import COLUMNS, InferOptions, inspected_images
+from grd_edge.report import overlay
 from grd_edge.report.overlay import HEATMAP_TOP, write_overlay
 from grd_edge.runtime import Inspector
 from tests.cli import test_cli
@@ -117,6 +118,19 @@ def test_pictures_share_one_scale(tiny_bundle, good, tmp_path):
     assert sorted(path.name for path in (out / "heatmaps").iterdir()) == sorted(os.path.basename(n) for n in names)
     again = inspected(tiny_bundle, files[:1], output=out, heatmaps=True, heatmap_top=HEATMAP_TOP / 2)
     assert again[0]["heatmap"] == names[0]
+
+
+def test_the_scale_of_a_methods_own_maps(tiny_bundle, tiny_score_map_bundle, good, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(overlay, "write_overlay", lambda *_, top, unit, **__: seen.append((top, unit)))
+    for bundle, options in (
+        (tiny_bundle, {}),
+        (tiny_score_map_bundle, {}),
+        (tiny_score_map_bundle, {"heatmap_top": 30}),
+    ):
+        inspected(bundle, images_of([good])[:1], output=tmp_path, heatmaps=True, **options)
+    own, highest = "in the unit of the method's scores", max(read_bundle(tiny_score_map_bundle).thresholds)
+    assert seen == [(HEATMAP_TOP, overlay.DIFFERENCE), (2 * highest, own), (30, own)]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
