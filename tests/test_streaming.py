@@ -10,6 +10,7 @@ import pytest
 
 from grd_edge.bundle import sealed, write_decision
 from grd_edge.errors import InputError
+from grd_edge.files import write_atomically
 from grd_edge.grouping import Grouping
 from grd_edge.inference import InferOptions, inspected_images
 from grd_edge.sources import Captured
@@ -268,7 +269,8 @@ def test_a_bundle_that_is_copied_slowly_is_taken_when_it_is_whole(tiny_bundle, m
             assert told.wait(20)
             time.sleep(0.4)
         elif number == 4:
-            model.write_bytes(whole)  # neither description changes
+            # Neither description changes. At once, since half of it would be refused with another sentence.
+            write_atomically(model, whole)
             assert told.wait(20)
 
     decide(tiny_bundle, 2.0)
