@@ -7,7 +7,10 @@ Source: docs/design/tensorrt.md; TensorRT and TensorRT-RTX documentation.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -129,7 +132,7 @@ def engine_from_onnx(
     library = library_of(target)
     check_options(target, options, library)
     start = time.monotonic()
-    with _stoppable() as stopped:
+    with _stoppable() as stopped, _words_to_stderr():
         log = log_of(library)
         try:
             builder = library.Builder(log)
@@ -168,6 +171,24 @@ def engine_from_onnx(
         compatibility=options.compatibility,
     )
     return BuiltEngine(data, fingerprint, time.monotonic() - start, tuple(log.warnings))
+
+
+@contextlib.contextmanager
+def _words_to_stderr() -> Iterator[None]:
+    """What the library's compiler prints goes to stderr: stdout is for results, such as those of `--json`."""
+    sys.stdout.flush()
+    try:
+        stdout = os.dup(1)
+    except OSError:  # closed
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 # ------------------------------------------------------------------------------------ where versions differ

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import os
 import signal
@@ -13,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from grd_edge.engine import device, library
+from grd_edge.engine import builder, device, library
 from grd_edge.engine.builder import BuildOptions, check_options, engine_from_onnx
 from grd_edge.engine.fingerprint import Device
 from grd_edge.engine.library import check_header, driver_floor, library_of
@@ -344,6 +345,15 @@ class TestClassic:
 def test_options(options, words):
     with pytest.raises(InputError, match=words):
         BuildOptions(**options)
+
+
+def test_what_a_library_prints_is_no_result(capfd):
+    with builder._words_to_stderr():
+        os.write(1, b"WARNING: precision-lose casting\n")
+        ctypes.CDLL(None).puts(b"another")
+    print("{}")
+    told = capfd.readouterr()
+    assert told.out == "{}\n" and told.err == "WARNING: precision-lose casting\nanother\n"
 
 
 def test_driver_floor_by_package(monkeypatch):
