@@ -23,10 +23,12 @@ from grd_edge.bench.inspection_sets import grd_edge
 from grd_edge.bench.records import write_record
 
 from grd_edge._native import library_dir, vendor_dir
-from grd_edge.bundle import MODEL, read_bundle
+from grd_edge.bundle import read_bundle
+from grd_edge.compare_measures import engine_bytes
 from grd_edge.config import profile_names
 from grd_edge.data.images import read_image
 from grd_edge.errors import CheckFailedError
+from grd_edge.targets import CPU
 
 SOURCES = Path(__file__).resolve().parent.parent / "kernels"
 SETS = ("alien", "ballscrew")
@@ -38,9 +40,10 @@ COLUMNS = [
     {"key": "auroc", "name": "image AUROC, 95 %", "format": "{image_auroc:.3f} [{low:.3f}, {high:.3f}]"},
     {"key": "pixel_auroc", "name": "pixel AUROC", "digits": 3},
     {"key": "escapes", "name": "escapes / false rejects", "format": "{escape_rate:.0%} / {false_reject_rate:.0%}"},
+    {"key": "int8", "name": "all of it in INT8: AUROC drop, speed"},
     {"key": "precision", "name": "ships"},
     {"key": "p50_ms", "name": "frame, p50", "unit": "ms", "digits": 1},
-    {"key": "mib", "name": "model", "unit": "MiB", "digits": 1},
+    {"key": "mib", "name": "engine", "unit": "MiB", "digits": 1},
     {"key": "rtx_mib", "name": "RTX FP16", "unit": "MiB", "digits": 1},
     {"key": "flips", "name": "flips, fp32 / shipped", "format": "{flips_fp32} / {flips_shipped}"},
     {"key": "stream", "name": "C stream"},
@@ -85,6 +88,22 @@ def streamed(program: Path, bundle: Path, rows: Sequence[dict[str, str]]) -> int
     return same
 
 
+def in_int8(described: dict) -> str:
+    """What INT8 of every layer costs on synthetic defects, and gains, as the search for a bundle's precision found."""
+    whole = [each for each in described["tried"] if each["precision"] == "int8" and not each.get("keep")]
+    told = next((each for each in whole if "accuracy" in each and "speed" in each), None)
+    if told is None:
+        return next((each["lost"] for each in whole), "not tried")
+    return f"{told['accuracy']['auroc_drop']:+.4f}, {told['speed']['speedup']:.2f}x"
+
+
+def ships(described: dict) -> str:
+    """The precision of the CPU's engine, and how many layers it keeps in a higher one."""
+    chosen = described["chosen"][CPU]
+    kept = next((len(each.get("keep", ())) for each in described["tried"] if not each["lost"]), 0)
+    return f"{chosen}, {kept} layers kept" if kept else chosen
+
+
 def measured(profile: str, name: str, arguments: argparse.Namespace, program: Path) -> dict:
     """One row: a method on a set."""
     work, source, slug = arguments.work, arguments.data / name, f"{name.replace('/', '-')}-{profile}"
@@ -114,9 +133,10 @@ def measured(profile: str, name: str, arguments: argparse.Namespace, program: Pa
         "method": profile,
         "low": low,
         "high": high,
-        "precision": shipped["precision"],
+        "int8": in_int8(opened.manifest["precision"]),
+        "precision": ships(opened.manifest["precision"]),
         "p50_ms": timed["figures"]["p50_ms"],
-        "mib": len(opened.files[MODEL]) / 2**20,
+        "mib": engine_bytes(opened) / 2**20,
         "rtx_mib": opened.manifest["files"][engine["file"]]["bytes"] / 2**20,
         "flips_fp32": exact["decision_flips"],
         "flips_shipped": shipped["decision_flips"],
