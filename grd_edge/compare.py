@@ -359,11 +359,13 @@ class _Comparison:
     def _race(self) -> dict[str, dict[str, Any]]:
         """Times of all methods that are there, kept as long as these, the machine and what was asked for stay."""
         options = self.options
+        seconds = RACE_S if options.train_seconds is None else None
         identity = {
             "seals": {name: [made.built["seal"], made.built["decision_seal"]] for name, made in self.made.items()},
             "rounds": options.rounds,
             "threads": options.threads,
             "budget_ms": options.budget_ms,
+            "seconds": seconds,
             "cpu": cpu_name(),
             "images": images_sha256(self.dataset.test),
         }
@@ -379,6 +381,7 @@ class _Comparison:
                 rounds=options.rounds,
                 threads=options.threads,
                 budget_ms=options.budget_ms,
+                seconds=seconds,
                 on_round=self.watch.progress,
             )
             return {"times": times}

@@ -152,6 +152,7 @@ def raced(
     rounds: int = ROUNDS,
     threads: int = 0,
     budget_ms: float | None = None,
+    seconds: float | None = None,
     precision: str | None = None,
     on_round: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, dict[str, Any]]:
@@ -160,6 +161,7 @@ def raced(
     Args:
         samples: whose images are the frames.
         budget_ms: a bundle far beyond it is timed in a short heat only, so that it does not hold up the others.
+        seconds: that all rounds may take; beyond, the slowest are timed in the heat only.
         precision: of the engines; None: what each bundle chose.
 
     Returns:
@@ -175,6 +177,8 @@ def raced(
         timings = interleaved(inspect, rounds=min(HEAT_ROUNDS, rounds), **options)
         if budget_ms is not None:
             inspect = {name: run for name, run in inspect.items() if timings[name].p50_ms <= REACH * budget_ms}
+        if seconds is not None:
+            inspect = _within(inspect, {name: timings[name].p50_ms + SETTLE_MS for name in inspect}, rounds, seconds)
         if inspect and rounds > HEAT_ROUNDS:
             timings |= interleaved(inspect, rounds=rounds, on_round=on_round, **options)
     result = {}
@@ -186,3 +190,14 @@ def raced(
             "times_ms": timing.times_ms.tolist(),
         }
     return result
+
+
+def _within(runs: Mapping[str, Callable], ms: Mapping[str, float], rounds: int, seconds: float) -> dict[str, Callable]:
+    """As many of the runs as so many rounds take at most so long of, the fastest first; one in any case."""
+    left, kept = 1e3 * seconds / rounds, {}
+    for name in sorted(runs, key=ms.__getitem__):
+        left -= ms[name]
+        if left < 0 and kept:
+            break
+        kept[name] = runs[name]
+    return kept

@@ -13,7 +13,7 @@ import grd_edge.compare as compare
 from grd_edge.bundle import copied_bundle, read_bundle
 from grd_edge.checkpoint import read_checkpoint
 from grd_edge.compare import BUNDLE, CHECKPOINT, RESULT, Watcher, compared_methods, work_folder_of
-from grd_edge.compare_measures import Measured, confusion_of, halves_of_test
+from grd_edge.compare_measures import Measured, _within, confusion_of, halves_of_test
 from grd_edge.compare_result import Options, next_to_lower, substitutes_of
 from grd_edge.contenders import contenders_from_text
 from grd_edge.data.dataset import dataset_from_folder
@@ -323,6 +323,14 @@ def test_two_comparisons_do_not_share_a_folder(dataset, copy):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(InputError, match=r"another comparison is writing .*best\.compare; wait"):
             compared_methods(dataset, contenders(), copy, OPTIONS)
+
+
+def test_the_times_end_in_time():
+    """Frames of 10, 30 and 500 ms, 100 rounds."""
+    ms = {"slow": 500.0, "fast": 10.0, "middle": 30.0}
+    runs = dict.fromkeys(ms, print)
+    for seconds, kept in ((60, ["fast", "middle", "slow"]), (50, ["fast", "middle"]), (3, ["fast"]), (0.1, ["fast"])):
+        assert list(_within(runs, ms, 100, seconds)) == kept
 
 
 def test_substitutes_wherever_a_method_tells_them():
