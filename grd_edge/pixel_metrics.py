@@ -21,9 +21,9 @@ _RESAMPLED_IMAGES = 1_000_000  # images of all resamples together; from 200 resa
 _CURVE_POINTS = 254
 _DROPPED_BITS = 8  # beyond EXACT_PIXELS: values that agree in all but the last 8 bits of their float32 count as tied
 _SIGN = np.uint32(1 << 31)
-# Magnitudes as they are counted image by image: 64 to an octave from 2^-48 to 2^16, what lies outside in the first and
-# last; of negative values and of others.
-_CLASSES, _CLASS_SHIFT, _FIRST_CLASS = 4096, 17, 0x27800000 >> 17
+# Magnitudes as they are counted image by image, of negative values and of others: 64 classes to an octave.
+_CLASS_SHIFT = 17
+_CLASSES = (0x7F800000 >> _CLASS_SHIFT) + 1  # up to infinity
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,7 @@ class _Counted(NamedTuple):
 def _counted(keys: np.ndarray, weights: np.ndarray | None = None) -> _Counted:
     """Values in the classes of `ImageCounts`."""
     negative = keys < _SIGN
-    magnitudes = np.where(negative, ~keys, keys) & ~_SIGN
-    places = ((magnitudes >> _CLASS_SHIFT).astype(np.int64) - _FIRST_CLASS).clip(0, _CLASSES - 1)
+    places = ((np.where(negative, ~keys, keys) & ~_SIGN) >> _CLASS_SHIFT).astype(np.int64)
     places = np.where(negative, _CLASSES - 1 - places, _CLASSES + places)
     counts = np.bincount(places, weights, minlength=2 * _CLASSES)
     classes = np.flatnonzero(counts)

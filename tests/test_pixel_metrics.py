@@ -151,7 +151,7 @@ def test_unusable_input_is_refused():
         scores.add(np.zeros((3, 3)), None, np.zeros((3, 3), np.uint8))
 
 
-@pytest.mark.parametrize(("factor", "offset"), [(20, 0), (1, -0.7), (-1, 0), (1e-9, 0), (300, -90)])
+@pytest.mark.parametrize(("factor", "offset"), [(20, 0), (1, -0.7), (-1, 0), (1e-30, 0), (300, -90)])
 @pytest.mark.parametrize("exact_pixels", [1 << 25, 0])
 def test_maps_of_any_scale_and_sign(factor, offset, exact_pixels):
     """Methods that score patches themselves give distances, sigmoids and logits."""
