@@ -241,7 +241,7 @@ def comparison(result: dict[str, Any]) -> Content:
     figures = {"stages_s": round(sum(stages), 1), "chosen": chosen}
     for told in result["methods"]:
         if "failed" not in told:
-            keys = ("image_auroc", "image_auroc_ci95", "pixel_auroc", "pixel_auroc_ci95")
+            keys = ("image_auroc", "image_auroc_ci95", "pixel_auroc")
             figures |= {f"{_key(told['name'])}_{key}": told["figures"][key] for key in keys}
             figures |= {f"{_key(told['name'])}_{key}": told[key] for key in ("p50_ms", "p99_ms")}
     return {

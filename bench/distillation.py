@@ -136,6 +136,8 @@ def main() -> None:
             f"python -m grd_edge.bench.distillation --teacher TEACHER --prune-to {arguments.prune_to:g} "
             f"--steps {arguments.steps} --seeds {arguments.seeds}"
         )
+        if len(arguments.variants) < len(VARIANTS):
+            command += " --variants " + " ".join(f"'{name}'" for name in arguments.variants)
         print(write_record("distillation", title=title, command=command, columns=COLUMNS, rows=rows, figures=figures))
 
 
