@@ -160,6 +160,20 @@ def test_a_graph_that_scores_patches_itself(tmp_path, tiny_score_map_bundle):
         check_frames(inspector, bundle, frames, "int8", None)
 
 
+def test_a_lower_precision_may_differ_as_it_did_when_it_was_chosen(tiny_score_map_bundle):
+    """Scores of methods have units of their own, in which the budget of a precision is what it costs in decisions."""
+    bundle = read_bundle(tiny_score_map_bundle)
+    frames = made_frames(bundle, 4)
+    tried = {"target": "cpu", "precision": "int8", "lost": "", "accuracy": {"phi_max_abs_diff": 0.3}}
+    known = replace(bundle, manifest={**bundle.manifest, "precision": {"chosen": {"cpu": "int8"}, "tried": [tried]}})
+    with Inspector(tiny_score_map_bundle) as inspector:
+        off = Wrong(inspector, lambda found: replace(found, phi=found.phi + np.float32(0.5)))  # 0.25 of both scores
+        check_frames(off, known, frames, "int8", None)
+        for other, precision in ((bundle, "int8"), (known, "bf16"), (known, "fp32")):
+            with pytest.raises(CheckFailedError, match=f"the {precision} engine's scores differ"):
+                check_frames(off, other, frames, precision, None)
+
+
 def test_images_are_frames_too(tiny_bundle_files, tmp_path):
     for index, shape in enumerate([(40, 50), (64, 33), (32, 32)]):
         np.save(tmp_path / f"{index}.npy", np.random.default_rng(index).integers(0, 256, shape, np.uint8))
