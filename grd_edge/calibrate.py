@@ -182,17 +182,6 @@ def _tensors(model: onnx.ModelProto, keep: Collection[str]) -> list[str]:
     inputs = [value.name for value in model.graph.input]
     if inputs != [IMAGE]:
         raise InputError(f"the model's inputs are {', '.join(inputs)}; expected the image {IMAGE!r} alone: {way}")
-    matrices = {
-        tensor.name
-        for tensor in model.graph.initializer
-        if tensor.data_type != onnx.TensorProto.INT64 and sum(extent > 1 for extent in tensor.dims) > 1
-    }
-    for node in model.graph.node:
-        if node.op_type not in CHANNEL_AXIS and matrices.intersection(node.input):
-            raise InputError(
-                f"{node.op_type} {node.name!r} has weights that cannot be quantized, unlike those of "
-                f"{', '.join(CHANNEL_AXIS)}; {way}"
-            )
     if not any(layer.op in CHANNEL_AXIS for layer in layers_of(model)):
         raise InputError(f"the model has no layer to quantize, which would be {', '.join(CHANNEL_AXIS)}; {way}")
     layers = quantized_layers(model, _STYLE, keep)

@@ -146,11 +146,6 @@ def _check_operators(model: onnx.ModelProto) -> None:
             f"the model has opset {opset}, scales per channel need {LEAST_OPSET}; export it again with: "
             "grd-edge build onnx"
         )
-    matrices = {
-        tensor.name
-        for tensor in model.graph.initializer
-        if tensor.data_type != onnx.TensorProto.INT64 and sum(extent > 1 for extent in tensor.dims) > 1
-    }
     for node in model.graph.node:
         if "Quantize" in node.op_type or node.op_type.startswith("QLinear"):
             raise InputError(f"the model is quantized already ({_called(node)}); give the FP32 model that it came from")
@@ -158,12 +153,26 @@ def _check_operators(model: onnx.ModelProto) -> None:
             raise InputError(f"{_called(node)} is not folded, which changes the weights; fold BatchNorm first")
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             raise InputError(f"{_called(node)} holds graphs of its own, which cannot be quantized; deploy it in fp32")
+    _check_weights(model)
+
+
+def _check_weights(model: onnx.ModelProto) -> None:
+    """Raises InputError for a model with weights in operators that cannot be quantized; names the first one."""
+    matrices = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.data_type != onnx.TensorProto.INT64 and sum(extent > 1 for extent in tensor.dims) > 1
+    }
+    for node in model.graph.node:
+        if not matrices.intersection(node.input):
+            continue
+        if node.op_type in _HANDS_ON:
+            matrices.update(node.output)
         # A table whose values go on as they are, or positions that are added: neither is multiplied.
-        no_weights = node.op_type in ("Gather", "Add")
-        if not no_weights and node.op_type not in CHANNEL_AXIS and matrices.intersection(node.input):
+        elif node.op_type not in (*CHANNEL_AXIS, "Gather", "Add"):
             raise InputError(
                 f"{_called(node)} has weights that cannot be quantized, unlike those of {', '.join(CHANNEL_AXIS)}; "
-                "export it with these, or deploy it in fp32"
+                "export it with these (grd-edge build onnx), or deploy it in fp32"
             )
 
 

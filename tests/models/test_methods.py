@@ -6,20 +6,26 @@ What a method does in particular has a file of its own.
 from typing import NamedTuple
 
 import numpy as np
+import onnx
 import onnxruntime
 import openvino
 import pytest
 import torch
 
+from grd_edge.calibrate import ranges_from_images
 from grd_edge.checkpoint import Checkpoint, read_checkpoint
 from grd_edge.config import Config, load_config
 from grd_edge.data.dataset import Dataset, dataset_from_folder
 from grd_edge.data.frames import read_frame
 from grd_edge.data.synthetic import write_synthetic_parts
+from grd_edge.engine.onnxruntime import OnnxRuntimeEngine
 from grd_edge.export import check_reconstruction, onnx_from_checkpoint
+from grd_edge.graph import forms
 from grd_edge.heads import output_shape, scores_from_maps
 from grd_edge.method_config import GENERATOR, method_names
 from grd_edge.models.method import METHODS, GoodPatches, method_from_config
+from grd_edge.quantize import qdq_from_onnx
+from grd_edge.recipes import load_recipe
 from grd_edge.train import checkpoint_from_dataset, train_run
 from grd_edge.training_step import generator_of_step
 
@@ -123,6 +129,18 @@ def test_engines_yield_what_torch_does(trained, model, patches):
         assert expected.shape == (len(x), *output_shape(trained.stored.head, 1, SIDE_PX, SIDE_PX))
         for found in (session.run(["scores"], {"x": x.numpy()})[0], compiled(x.numpy())[0]):
             check_reconstruction(found, expected, x.numpy(), network, trained.name)
+
+
+def test_int8_is_calibrated_and_runs(trained, model, patches):
+    """Codebooks that are looked up, positions that are added and filters of one map stay as they are."""
+    x = torch.cat([patches, patches.flip(3)]).numpy()
+    table = ranges_from_images(
+        model, list(x[:, None]), recipe=load_recipe("default"), images_sha256="0" * 64, score=trained.config.score
+    )
+    lower = qdq_from_onnx(model, table, style="openvino", form=forms(onnx.load_from_string(model))[0])
+    assert lower.count(b"QuantizeLinear") > 4
+    found = OnnxRuntimeEngine(lower).reconstruct(x)
+    assert found.shape == OnnxRuntimeEngine(model).reconstruct(x).shape and np.isfinite(found).all()
 
 
 def test_a_defect_scores_higher(trained, patches):
