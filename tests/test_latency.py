@@ -167,7 +167,7 @@ def test_a_lower_precision_may_differ_as_it_did_when_it_was_chosen(tiny_score_ma
     tried = {"target": "cpu", "precision": "int8", "lost": "", "accuracy": {"phi_max_abs_diff": 0.3}}
     known = replace(bundle, manifest={**bundle.manifest, "precision": {"chosen": {"cpu": "int8"}, "tried": [tried]}})
     with Inspector(tiny_score_map_bundle) as inspector:
-        off = Wrong(inspector, lambda found: replace(found, phi=found.phi + np.float32(0.5)))  # 0.25 of both scores
+        off = Wrong(inspector, lambda found: replace(found, phi=found.phi + np.float32(0.25)))
         check_frames(off, known, frames, "int8", None)
         for other, precision in ((bundle, "int8"), (known, "bf16"), (known, "fp32")):
             with pytest.raises(CheckFailedError, match=f"the {precision} engine's scores differ"):
