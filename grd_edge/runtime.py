@@ -151,7 +151,7 @@ class Inspector:
         precision: precision of the engine; None: the one the bundle chose.
         decide: False leaves the bundle's thresholds and regions out: every patch of interest is inspected and nothing
             is decided. So patch scores for new thresholds are measured.
-        threads: threads of the engine; 0: all cores.
+        threads: threads of the engine, and of scoring between its calls (there at most 8); 0: all cores.
         batch_limit: patches per engine call.
         variant: kernel variant by name; None: GRD_FORCE_VARIANT, else the fastest this CPU supports.
         backend_dir: folder of `libgrd_backend_<name>.so`; None: beside the native library.

@@ -341,7 +341,7 @@ typedef struct grd_inspector grd_inspector;
 
 typedef struct grd_inspector_params {
     uint32_t struct_size;
-    int32_t threads;         /* of the engine; 0 = all cores */
+    int32_t threads;         /* of the engine, and of scoring between its calls (there at most 8); 0 = all cores */
     int32_t batch_limit;     /* patches per engine call, 1..1024; 0 = 16 */
     int32_t undecided;       /* 1 = leave thresholds and regions out: every patch of interest is inspected, nothing is
                                 decided; for fitting thresholds. 0 = decide */
@@ -398,7 +398,7 @@ typedef struct grd_result {
 } grd_result;
 
 /* Loads an engine of the bundle. The bundle must stay open as long as the inspector. *out receives a handle
- * also on failure, as in grd_bundle_open. params NULL = defaults. Errors: 10, 11, 13, 16, 25, 30..36, 50. */
+ * also on failure, as in grd_bundle_open. params NULL = defaults. Errors: 10, 11, 13, 16, 25, 30..36, 50, 52. */
 GRD_API grd_status grd_inspector_open(const grd_bundle *bundle, const grd_inspector_params *params,
                                       grd_inspector **out);
 GRD_API void grd_inspector_close(grd_inspector *inspector);

@@ -12,10 +12,10 @@
 #include <string>
 #include <vector>
 
-#include <sched.h>
 #include <unistd.h>
 
 #include "backend_entries.h"
+#include "cpus.h"
 #include "engine_thread.h"
 #include "failure.h"
 #include "grd_edge.h"
@@ -72,10 +72,8 @@ private:
 };
 
 /* CPUs that the calling thread may run on, when these are not all; else 0. OpenVINO knows those of the process only. */
-int32_t allowed_cpus() {
-    cpu_set_t set;
-    if (::sched_getaffinity(0, sizeof(set), &set) != 0) return 0;
-    const int count = CPU_COUNT(&set);
+int32_t restricted_cpus() {
+    const int32_t count = allowed_cpus();
     return count < ::sysconf(_SC_NPROCESSORS_ONLN) ? count : 0;
 }
 
@@ -96,7 +94,7 @@ void OpenVinoEngine::open(const grd_engine_desc &desc) {
      * which do them on the way: base 16 then needs 19.7 ms instead of 18.8, base 32 49.9 instead of 47.8 (128 px,
      * batch 8, 2 cores with AVX-512 VNNI, OpenVINO 2026.4). The property is not a public one, so a release may refuse it. */
     fuse_adds_ = quantised;
-    const int32_t threads = desc.threads > 0 ? desc.threads : allowed_cpus();
+    const int32_t threads = desc.threads > 0 ? desc.threads : restricted_cpus();
     threads_ = threads > 0 ? std::to_string(threads) : "";
     version_ = "OpenVINO " + api_.version();
     lanes_.reserve(kStaticSizes + 1);

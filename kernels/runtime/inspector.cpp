@@ -1,22 +1,45 @@
 /* inspector.cpp - one frame in, one decision out: cut, infer, score, decide.
  *
  * SPDX-License-Identifier: Apache-2.0 */
+#include <algorithm>
 #include <cstring>
+#include <memory>
 #include <new>
 
+#include "cpus.h"
 #include "failure.h"
 #include "model.h"
 #include "work.h"
+
+struct PoolCloser {
+    void operator()(grd_pool *pool) const { grd_pool_close(pool); }
+};
 
 struct grd_inspector {
     mutable std::string message; /* also of calls that change nothing else */
     bool opened = false;
     grd::Model model;
+    std::unique_ptr<grd_pool, PoolCloser> pool; /* none where one thread scores */
     grd::Work work;
 };
 
 namespace grd {
 namespace {
+
+/* As many threads to score with as the engine has, which wait meanwhile. */
+void open_pool(grd_inspector *inspector, const grd_inspector_params *params) {
+    constexpr int32_t kMostThreads = 8; /* waking more of them costs what they save */
+    const Model &model = inspector->model;
+    if (model.frames != nullptr || model.scores_itself()) return;
+    const int32_t asked = params != nullptr ? params->threads : 0;
+    const int32_t threads = std::min(asked > 0 ? asked : allowed_cpus(), kMostThreads);
+    if (threads < 2) return;
+    grd_pool *pool = nullptr;
+    const grd_status status = grd_pool_open(threads, &pool);
+    if (status != GRD_OK) fail(status, text("%d threads to score with cannot be started; open with fewer threads", threads));
+    inspector->pool.reset(pool);
+    inspector->work.share_scoring(pool);
+}
 
 /* Scores of the frame that was prepared, and times of the stages. */
 void run_on_host(grd_inspector *inspector, const grd_view &frame, grd_result *result) {
@@ -80,6 +103,7 @@ grd_status grd_inspector_open(const grd_bundle *bundle, const grd_inspector_para
     *out = inspector;
     return grd::guarded(&inspector->message, [&]() -> grd_status {
         inspector->model.open(bundle, params);
+        grd::open_pool(inspector, params);
         inspector->opened = true;
         return GRD_OK;
     });

@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "../patchify/patchify.h"
+#include "../pool/pool.h"
 #include "batches.h"
 #include "failure.h"
 #include "score_map.h"
@@ -107,7 +108,7 @@ void Work::reserve(const Model &model, int32_t frames, bool heatmaps) {
     }
     x_.reserve(static_cast<size_t>(frames) * frame_bytes());
     yielded_.reserve(static_cast<size_t>(frames) * count * static_cast<size_t>(model.output_floats()) * floats);
-    score_workspace_.reserve(model.score_workspace_bytes);
+    score_workspace_.reserve(model.score_workspace_bytes * static_cast<size_t>(pool_threads(pool_)));
 }
 
 void Work::cut(const Model &model, const grd_view &frame, int32_t slot) {
@@ -138,6 +139,7 @@ void Work::score_some(const Model &model, int32_t slot, bool heatmap, int32_t fi
     const int64_t from = int64_t{slot} * count() + first, n = last - first;
     const grd_view x = part(x_, cut.channels, from, n), x_hat = yielded(model, from, n);
     grd_score_params params = model.score_params();
+    params.pool = pool_;
     params.workspace = score_workspace_.data();
     params.workspace_bytes = score_workspace_.size();
     grd_view roi = {};

@@ -33,6 +33,8 @@ private:
  * when more of it is needed than before. */
 class Work {
 public:
+    /* Frames are scored by these threads, whose pool stays the caller's; without this by the calling one alone. */
+    void share_scoring(grd_pool *pool) { pool_ = pool; }
     /* What a frame of this size needs, by its mask of interest: which patches are inspected. roi as grd_result.roi.
      * Nothing is done when it was the same before and roi is NULL. */
     void prepare(const Model &model, const grd_view &frame, const grd_view *roi);
@@ -65,6 +67,7 @@ private:
     grd_view yielded(const Model &model, int64_t first, int64_t n) const;
     grd_cut_options cut_options(const Model &model) const;
 
+    grd_pool *pool_ = nullptr;
     Selection selection_;
     grd_grid grid_ = {};
     int64_t selected_h_ = 0, selected_w_ = 0; /* frame that was prepared, by the bundle's mask; else 0 */

@@ -115,7 +115,7 @@ static void check_decisions(void) {
     check_decision("nan", "\"k\": 6", 0x00, GRD_DEFECTIVE, 6, 1);
 }
 
-/* Scores do not depend on batches; heatmap and x_hat are what the engine makes them; nothing else is written. */
+/* Scores depend on neither batches nor threads; heatmap and x_hat are what the engine makes them; nothing else is written. */
 static void check_outputs(void) {
     grd_bundle *bundle;
     grd_inspector *inspector;
@@ -123,10 +123,11 @@ static void check_outputs(void) {
     grd_patch_result patches[COUNT + 1], first[COUNT];
     float heat[GUARD + H * (W + 3) + GUARD], x_hat[GUARD + COUNT * PATCH * PATCH + GUARD];
     const grd_view frame = make_frame(0x2a, 1);
-    static const int limits[] = {1, 2, 4, 5, 6, 16, 1024};
+    static const int limits[] = {1, 2, 4, 5, 6, 16, 1024}, threads[] = {1, 2, 3, 8, 9, 64, 0};
     write_bundle("gain=0.5", NULL, NULL, kDecisionJson, NULL, NULL);
     for (size_t l = 0; l < sizeof limits / sizeof limits[0]; ++l) {
-        const grd_inspector_params params = params_of(limits[l]);
+        grd_inspector_params params = params_of(limits[l]);
+        params.threads = threads[l];
         CHECK(open_both(&params, &bundle, &inspector) == GRD_OK);
         CHECK(strcmp(grd_inspector_engine_version(inspector), "identity 1") == 0);
         memset(patches, 0x5a, sizeof patches);
@@ -155,7 +156,7 @@ static void check_outputs(void) {
             wrong += heat[i] != -7 || heat[GUARD + H * (W + 3) + i] != -7 || x_hat[i] != -7 ||
                      x_hat[GUARD + COUNT * PATCH * PATCH + i] != -7;
         for (size_t i = 0; i < sizeof patches[0]; ++i) wrong += ((unsigned char *)&patches[COUNT])[i] != 0x5a;
-        CHECK_THAT(wrong == 0, ("batch limit %d: %d values", limits[l], wrong));
+        CHECK_THAT(wrong == 0, ("batch limit %d, %d threads: %d values", limits[l], threads[l], wrong));
         if (l == 0) memcpy(first, patches, sizeof first);
         CHECK(memcmp(first, patches, sizeof first) == 0);
         grd_inspector_close(inspector);

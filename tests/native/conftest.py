@@ -61,4 +61,6 @@ def thread_sanitized_build():
     """What has threads, under ThreadSanitizer."""
     options = ("-DGRD_SANITIZE=thread", "-DGRD_WITH_OPENVINO=OFF")
     streams = ("test_stream", "test_stream_frames", "test_stream_overload", "test_stream_products", "stream_faults")
-    return build_native(ROOT / "build" / "threads", *options, targets=("test_pool", "grd_backend_frames", *streams))
+    backends = (f"grd_backend_{name}" for name in ("identity", "other_abi", "no_table", "first_release", "frames"))
+    targets = ("test_pool", "test_inspector", *streams, *backends)
+    return build_native(ROOT / "build" / "threads", *options, targets=targets)

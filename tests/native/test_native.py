@@ -1,6 +1,7 @@
 """The C programs: unit tests, plain and sanitized, the example, and the header's layout."""
 
 import ctypes
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -28,9 +29,11 @@ def test_c_tests_pass_under_sanitizers(sanitized_build):
     ctest(sanitized_build)
 
 
-def test_pools_pass_under_the_thread_sanitizer(thread_sanitized_build):
-    program = thread_sanitized_build / "kernels" / "test" / "test_pool"
-    done = subprocess.run([str(program)], capture_output=True, text=True)
+@pytest.mark.parametrize("name", ["test_pool", "test_inspector"])
+def test_pools_pass_under_the_thread_sanitizer(thread_sanitized_build, name):
+    folder = thread_sanitized_build / "kernels" / "test"
+    environment = {**os.environ, "GRD_TEST_BACKENDS": str(folder)}
+    done = subprocess.run([str(folder / name)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
     assert done.stdout.endswith(" passed, 0 failed\n")
 
