@@ -31,6 +31,7 @@ from grd_edge.heads import RECONSTRUCTION
 from grd_edge.heap import keep_heap
 from grd_edge.losses import imitation_terms, weighted_sum
 from grd_edge.models.generator import Reconstructor
+from grd_edge.pace import steps_within
 from grd_edge.processes import fabric_from_config
 from grd_edge.quantize import Layer, Style, layers_of, quantized_layers
 from grd_edge.ranges import IMAGE, RangeTable, check_fresh
@@ -38,7 +39,7 @@ from grd_edge.recipes import load_recipe
 from grd_edge.run_folder import check_output, run_folder_of
 from grd_edge.score import score_patches_torch
 from grd_edge.selection import selection_from_samples
-from grd_edge.train import Progress, Watcher, steps_within
+from grd_edge.train import Progress, Watcher
 from grd_edge.training_step import fast_layout, learning_rate, perturbed_batch
 
 STEPS = 200  # where neither steps nor seconds are asked for

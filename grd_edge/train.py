@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -31,14 +30,13 @@ from grd_edge.errors import CheckpointError, DivergedError, GrdError, InputError
 from grd_edge.heap import keep_heap
 from grd_edge.method_config import GENERATOR
 from grd_edge.method_state import MethodState
+from grd_edge.pace import TIMED_STEPS, steps_within
 from grd_edge.processes import fabric_from_config, on_first_process
 from grd_edge.run_folder import PREVIEWS, RunFolder, check_output, difference, run_folder_of
 from grd_edge.training_state import TrainingState, deployed_weights, networks_from_config
 from grd_edge.training_step import learning_rate
 from grd_edge.validation import Quality, Validator
 
-TIMED_STEPS = 8
-WARM_STEPS = 3
 FAR = 1_000_000  # steps of the run whose steps are timed
 
 
@@ -286,23 +284,6 @@ def _asking(run: _Run) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def steps_within(seconds: float, advance: Callable[[int], object], period: int = TIMED_STEPS) -> int:
-    """How many steps fit into `seconds`, those included that are made to find out.
-
-    Args:
-        advance: makes the step of a number.
-        period: steps after which their cost repeats.
-    """
-    times = []
-    for step in range(WARM_STEPS + 2 * period):
-        start = time.perf_counter()
-        advance(step)
-        times.append(time.perf_counter() - start)
-    # Whole periods, as some steps carry more terms; the faster one, as other work may have held up the other.
-    first, second = np.split(np.array(times[WARM_STEPS:]), 2)
-    return max(1, int((seconds - sum(times)) / min(first.mean(), second.mean())))
 
 
 def checkpoint_from_dataset(

@@ -10,6 +10,7 @@ Source: arXiv 2303.14535, section 3 and appendix A.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from grd_edge.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, bac
 from grd_edge.models.method import GoodPatches, Method
 from grd_edge.models.moments import channel_moments
 from grd_edge.models.pdn import DESCRIPTORS, Autoencoder, PatchDescription, described_size, scaled_width
+from grd_edge.pace import steps_within
 
 LAYERS = ("stride8", "stride16")  # of the backbone
 QUANTILES = (0.9, 0.995)
@@ -38,6 +40,8 @@ JITTER = 0.2
 TEACHER_STREAM = 0x7EAC  # sets the random numbers of the distillation apart from those of the steps
 KEPT_CELLS = 1 << 22  # of the maps of good patches, for their quantiles
 DISTILL_LR = 2e-4  # published: 1e-4
+DISTILL_SHARE = 0.4  # of train.seconds, at most
+TIMED_STEPS = 2  # each costs about as much as any other, and several of the student's
 RIDGE = 1e-2  # of the mean of the Gram matrix' diagonal
 NORMALIZING_BATCHES = 8
 
@@ -112,8 +116,8 @@ class EfficientAd(Method):
             self._aids["backbone"] = backbone = backbone_from_config(method.backbone, LAYERS).to(self.mean.device)
             self.provenance["backbone"] = about = backbone.load(method.backbone)
             self.provenance["teacher"] = {
-                "substitute": f"distilled from {about['name']} on good patches and other images in "
-                f"{method.distill_steps} steps, in place of WideResNet-101 on ImageNet"
+                "substitute": f"distilled from {about['name']} on good patches and other images, in place of "
+                "WideResNet-101 on ImageNet"
             }
 
     def _folder(self) -> TextureImages | None:
@@ -132,7 +136,12 @@ class EfficientAd(Method):
 
     def begin(self, patches: GoodPatches) -> None:
         if backbone := self._aids.pop("backbone", None):
-            Distillation(self, backbone, patches).run()
+            train, began = self.config.train, time.perf_counter()
+            lesson = Distillation(self, backbone, patches)
+            lesson.start()
+            # Where time bounds the run and not steps, the student needs its part of it, too.
+            spent = time.perf_counter() - began
+            lesson.run(None if train.steps else train.seconds * DISTILL_SHARE - spent)
         self._normalize_teacher(patches)
 
     @torch.no_grad()
@@ -219,21 +228,43 @@ class Distillation:
         teacher.conv4.weight.copy_(solved[:-1].T.reshape(teacher.conv4.weight.shape))
         teacher.conv4.bias.copy_(solved[-1])
 
-    def run(self) -> None:
-        self.start()
+    def run(self, seconds: float | None) -> None:
+        """After `start`: `method.distill_steps` steps, or as many of them as fit into `seconds`."""
         teacher, steps = self.net.teacher.requires_grad_(True), self.config.method.distill_steps
-        adam = torch.optim.Adam(teacher.parameters(), lr=DISTILL_LR)
+        if seconds is not None:
+            steps = min(steps, self._steps_within(seconds))
+        adam = self._adam()
         for step in range(steps):
-            for group in adam.param_groups:
-                group["lr"] = DISTILL_LR * 0.5 * (1 + math.cos(math.pi * step / steps))
-            x = self._images(NORMALIZING_BATCHES + step)
-            loss = F.mse_loss(teacher(self.net._normalized(x)), self._target(x))
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
+            loss = self._step(adam, step, steps)
         adam.zero_grad()
         teacher.requires_grad_(False)
-        self.net.provenance["teacher"]["loss"] = round(loss.item(), 4)
+        about = self.net.provenance["teacher"]
+        about |= {
+            "substitute": f"{about['substitute']}, in {steps} steps",
+            "steps": steps,
+            "loss": round(loss.item(), 4),
+        }
+
+    def _adam(self) -> torch.optim.Adam:
+        return torch.optim.Adam(self.net.teacher.parameters(), lr=DISTILL_LR)
+
+    def _step(self, adam: torch.optim.Adam, step: int, steps: int) -> torch.Tensor:
+        for group in adam.param_groups:
+            group["lr"] = DISTILL_LR * 0.5 * (1 + math.cos(math.pi * step / steps))
+        x = self._images(NORMALIZING_BATCHES + step)
+        loss = F.mse_loss(self.net.teacher(self.net._normalized(x)), self._target(x))
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        return loss
+
+    def _steps_within(self, seconds: float) -> int:
+        """Steps that fit, from timing a few that are then undone."""
+        before = {key: value.clone() for key, value in self.net.teacher.state_dict().items()}
+        adam, planned = self._adam(), self.config.method.distill_steps
+        steps = steps_within(seconds, lambda step: self._step(adam, step, planned), period=TIMED_STEPS)
+        self.net.teacher.load_state_dict(before)
+        return steps
 
     def _generator(self, step: int) -> torch.Generator:
         entropy = (self.config.train.seed, TEACHER_STREAM, step)

@@ -14,6 +14,7 @@ from grd_edge.data.dataset import dataset_from_folder
 from grd_edge.data.patterns import synthetic_textures
 from grd_edge.errors import ConfigError, StoppedError
 from grd_edge.export import onnx_from_checkpoint, plain_export
+from grd_edge.models import efficientad
 from grd_edge.models.cost import multiply_adds
 from grd_edge.models.efficientad import (
     NORMALIZING_BATCHES,
@@ -147,6 +148,26 @@ def test_the_teacher_is_distilled_and_normalized():
     assert (said.std((0, 2, 3)) - 1).abs().max() < 1e-2
     other = begun(config)
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in method.state_dict().items())
+
+
+def test_a_time_budget_bounds_the_distillation(monkeypatch):
+    """What it was timed with leaves no trace: the teacher is that of a run of as many steps."""
+    asked = []
+
+    def timed(seconds, advance, period):
+        asked.append(seconds)
+        advance(0), advance(1)
+        return 1
+
+    monkeypatch.setattr(efficientad, "steps_within", timed)
+    bounded = begun(config_of("method.distill_steps=50", "train.steps=null", "train.seconds=100"))
+    assert len(asked) == 1 and 0 < asked[0] < 40
+    about, plain = bounded.provenance["teacher"], begun(config_of("method.distill_steps=1"))
+    assert about["steps"] == 1 and about["substitute"].endswith(", in 1 steps")
+    assert all(
+        torch.equal(value, plain.teacher.state_dict()[key]) for key, value in bounded.teacher.state_dict().items()
+    )
+    assert len(asked) == 1  # steps that are given are not timed
 
 
 def test_what_a_teacher_is_taught_is_normalized():
