@@ -288,17 +288,18 @@ def load_config(*, profile: str | None = None, path: Path | None = None, overrid
     if not isinstance(name, str) or name not in profile_names():
         raise ConfigError(f"there is no profile {name!r}{nearest(str(name), profile_names())}")
     text = (resources.files("grd_edge") / "profiles" / f"{name}.yaml").read_text(encoding="utf-8")
-    merged = _with_settings(_overlay(yaml.safe_load(text) or {}, user), overrides)
+    merged = _with_settings(_layered(yaml.safe_load(text) or {}, user), overrides)
     return config_from_mapping({**merged, "profile": name})
 
 
 def overlaid_config(base: Config, *, path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
     """As `load_config`, over a configuration in place of a profile."""
-    merged = _with_settings(_overlay(base.to_json(), read_yaml(path) if path else {}), overrides)
+    merged = _with_settings(_layered(base.to_json(), read_yaml(path) if path else {}), overrides)
     return config_from_mapping({**merged, "profile": base.profile})
 
 
 def _with_settings(merged: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
     for setting in overrides:
         key, separator, value = setting.partition("=")
         if not separator:
@@ -309,8 +310,8 @@ def _with_settings(merged: dict[str, Any], overrides: Iterable[str]) -> dict[str
             raise ConfigError(f"setting {setting!r} has a value that is not YAML: {one_line(error)}") from error
         for part in reversed(key.strip().split(".")):
             parsed = {part: parsed}
-        merged = _overlay(merged, parsed)
-    return merged
+        settings = _overlay(settings, parsed)
+    return _layered(merged, settings)
 
 
 def config_from_mapping(mapping: dict[str, Any]) -> Config:
@@ -354,6 +355,14 @@ def nearest(name: str, known: list[str]) -> str:
     """The end of a message about an unknown name: the closest known one, or all."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def _layered(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, whose settings of a method mean nothing where `above` names another one."""
+    names = [each["method"].get("name") if isinstance(each.get("method"), dict) else None for each in (below, above)]
+    if names[1] not in (None, names[0] or GENERATOR):
+        below = {key: value for key, value in below.items() if key != "method"}
+    return _overlay(below, above)
 
 
 def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from grd_edge.config import config_from_mapping, load_config, profile_names
+from grd_edge.config import config_from_mapping, load_config, overlaid_config, profile_names
 from grd_edge.errors import ConfigError
 
 
@@ -67,3 +67,22 @@ def test_an_empty_file_changes_nothing(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(None), encoding="utf-8")
     assert load_config(path=path) == load_config()
+
+
+def test_settings_of_another_method_do_not_survive_the_name_of_one(tmp_path):
+    """A profile's are its method's; those of the layer that names the method are the user's, and are checked."""
+    path = tmp_path / "c.yaml"
+    path.write_text("method: {name: draem, textures_mb: 12}\n", encoding="utf-8")
+    efficient = load_config(profile="efficientad")
+    for config in (
+        load_config(profile="efficientad", overrides=["method.name=patchcore", "method.bank_mb=3"]),
+        load_config(profile="efficientad", overrides=["method.bank_mb=3", "method.name=patchcore"]),
+        load_config(path=path, overrides=["method.name=patchcore", "method.bank_mb=3"]),
+        overlaid_config(efficient, overrides=["method.name=patchcore", "method.bank_mb=3"]),
+    ):
+        assert config.method == load_config(overrides=["method.name=patchcore", "method.bank_mb=3"]).method
+    assert load_config(profile="efficientad", path=path).method.textures_mb == 12
+    named = overlaid_config(efficient, overrides=["method.name=efficientad", "method.p_hard=0.5"]).method
+    assert (named.width, named.p_hard) == (efficient.method.width, 0.5)
+    with pytest.raises(ConfigError, match=r"unknown setting method\.width"):
+        load_config(profile="efficientad", overrides=["method.width=1", "method.name=patchcore"])
