@@ -23,7 +23,7 @@ from grd_edge.checkpoint import read_checkpoint
 from grd_edge.compare_kept import BUILD, BUNDLE, CHECKPOINT, DRAWN, MEASURE, PLAN, TRAIN, Kept, Made, Stages
 from grd_edge.compare_measures import Halves, halves_of_test, measured_bundle, raced
 from grd_edge.compare_result import Options, document_of, next_to_lower, substitutes_of
-from grd_edge.contenders import Contender, TimePlan, fitted, headers_of
+from grd_edge.contenders import Contender, TimePlan, expected_build_s, fitted, headers_of
 from grd_edge.data.dataset import Dataset, images_sha256
 from grd_edge.data.images import file_sha256
 from grd_edge.errors import GrdError, InputError, StoppedError, failure_of, one_line
@@ -41,9 +41,9 @@ from grd_edge.watch import Watcher as StageWatcher
 RESULT = "compare.json"
 RACE = "latency"
 HEAT = "heat"
-BUILD_S = 20.0  # of a method in FP32 besides its training, on 2 cores, until one was measured
-LOWER_S = 150.0  # of the search for a lower precision of one method
+LOWER_S = 200.0  # of the search for a lower precision of one method, and of the heat before it
 RACE_S = 60.0  # of the times, at the end and in the heat
+SLACK = 0.05  # of all: stages are not cut off where they take longer than was expected
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,11 @@ class _Comparison:
         caps = {name: self.caps[name] for name in to_do}
         plan = None
         if self.options.train_seconds is None and any(cap is not None for cap in caps.values()):
-            seconds = 60 * self.options.minutes - RACE_S - LOWER_S * (self.options.request != FP32)
-            plan = TimePlan(seconds, caps, count=len(self.contenders), built_s=BUILD_S)
+            seconds = 60 * self.options.minutes
+            after_s = SLACK * seconds + RACE_S + LOWER_S * (self.options.request != FP32)
+            scored = headers_of(self.dataset, ("calibration", "test"))
+            built_s = {name: expected_build_s(self.contenders[name], scored) for name in caps}
+            plan = TimePlan(seconds, caps, count=len(self.contenders), built_s=built_s, after_s=after_s)
         planned = plan.planned if plan else {n: self.options.train_seconds for n in to_do if caps[n] is not None}
         self._tell_plan(planned)
         # Those without a share first, so that the others share what is left.

@@ -6,6 +6,7 @@ Source: docs/compare.md.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -161,12 +162,13 @@ def raced(
     Args:
         samples: whose images are the frames.
         budget_ms: a bundle far beyond it is timed in a short heat only, so that it does not hold up the others.
-        seconds: that all rounds may take; beyond, the slowest are timed in the heat only.
+        seconds: that all of it may take; beyond, the slowest are timed in the heat only.
         precision: of the engines; None: what each bundle chose.
 
     Returns:
         name -> `rounds`, `p50_ms`, `p99_ms` (null below 100 rounds), `worst_ms`, `times_ms`.
     """
+    began = time.monotonic()
     frames = frames_from_images([sample.path for sample in samples])
     options = {"inputs": frames, "warmup": WARMUP, "settle_ms": SETTLE_MS}
     with ExitStack() as stack:
@@ -178,7 +180,8 @@ def raced(
         if budget_ms is not None:
             inspect = {name: run for name, run in inspect.items() if timings[name].p50_ms <= REACH * budget_ms}
         if seconds is not None:
-            inspect = _within(inspect, {name: timings[name].p50_ms + SETTLE_MS for name in inspect}, rounds, seconds)
+            left = seconds - (time.monotonic() - began)
+            inspect = _within(inspect, {name: timings[name].p50_ms + SETTLE_MS for name in inspect}, rounds, left)
         if inspect and rounds > HEAT_ROUNDS:
             timings |= interleaved(inspect, rounds=rounds, on_round=on_round, **options)
     result = {}

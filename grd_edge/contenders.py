@@ -6,24 +6,29 @@ Source: docs/compare.md.
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from grd_edge.config import DEFAULT_PROFILE, Config, load_config, nearest, overlaid_config, profile_names
 from grd_edge.data.dataset import SPLITS, Dataset
 from grd_edge.data.frames import grid_from_config
 from grd_edge.data.headers import Header, read_header
 from grd_edge.data.workers import in_threads
-from grd_edge.errors import ConfigError, InputError
+from grd_edge.errors import ConfigError, GrdError, InputError
 from grd_edge.method_config import GENERATOR
 from grd_edge.models.method import method_from_config
+from grd_edge.models.segmentor import reconstructor_from_config
 from grd_edge.patches import working_size
 
 ALL = "all"
 LEAST_TRAIN_S = 5.0
+BUILD_S = 10.0  # of a method in FP32 besides training and scoring, on 2 cores
+ENGINE_SHARE = 0.6  # of PyTorch's time for a patch: what an FP32 engine takes, heatmap and figures included
+TIMED_PATCHES = 8
 EDGE = "_edge"  # end of the name of a profile that is another one made for minutes and small machines
 
 
@@ -128,9 +133,9 @@ def _check_seeds(contenders: Sequence[Contender]) -> None:
 # ------------------------------------------------------------------------------------------------ the images
 
 
-def headers_of(dataset: Dataset) -> list[Header]:
-    """Headers of all images of a dataset."""
-    return in_threads(lambda sample: read_header(sample.path), [s for split in SPLITS for s in getattr(dataset, split)])
+def headers_of(dataset: Dataset, splits: Sequence[str] = SPLITS) -> list[Header]:
+    """Headers of the images of a dataset's splits."""
+    return in_threads(lambda sample: read_header(sample.path), [s for split in splits for s in getattr(dataset, split)])
 
 
 def fitted(contender: Contender, headers: Sequence[Header]) -> Contender:
@@ -187,6 +192,31 @@ def _with_patch(name: str, config: Config, h: int, w: int) -> Config:
 # -------------------------------------------------------------------------------------------------- the time
 
 
+def expected_build_s(contender: Contender, scored: Sequence[Header]) -> float:
+    """Seconds that a method takes besides its training, in FP32, from timing its network with random weights.
+
+    Args:
+        scored: headers of the images that are scored: those of calibration and test.
+    """
+    config = contender.config
+    try:
+        generator = config.method.name == GENERATOR
+        net = (reconstructor_from_config(config) if generator else method_from_config(config)).eval()
+        grid = grid_from_config(config)
+        shapes = [grid.shape(*working_size(each.h, each.w, config.geometry.scale_px)) for each in scored]
+    except GrdError:  # which its turn tells
+        return BUILD_S
+    model, seconds = config.model, []
+    with torch.inference_mode():
+        x = torch.rand(TIMED_PATCHES, model.channels, model.patch_h, model.patch_w)
+        for patches in (x[:1], x, x):
+            began = time.perf_counter()
+            net(patches)
+            seconds.append(time.perf_counter() - began)
+    patches = sum(rows * columns for rows, columns in shapes)
+    return BUILD_S + ENGINE_SHARE * patches * min(seconds[1:]) / TIMED_PATCHES
+
+
 def shared_seconds(pool: float, caps: Mapping[str, float]) -> dict[str, float]:
     """Shares of `pool` seconds, equal but for those whose cap is less; what these leave goes to the others.
 
@@ -208,10 +238,10 @@ class TimePlan:
     Methods that are complete from an earlier call have had their share.
 
     Args:
-        seconds: for all methods that are compared, `count` of them, but what comes after them.
+        seconds: for all methods that are compared, `count` of them, and `after_s` of them for what comes after these.
         caps: the methods that are still to be made, in order; seconds beyond which training is not worth it, None: it
             has no seconds to be given.
-        built_s: what a method takes besides its training, until one was measured.
+        built_s: what each of them is expected to take besides its training; what was measured so far corrects all.
         clock: seconds that pass.
 
     Attributes:
@@ -227,24 +257,32 @@ class TimePlan:
         caps: Mapping[str, float | None],
         *,
         count: int,
-        built_s: float,
+        built_s: Mapping[str, float],
+        after_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.caps, self._built_s, self._clock = dict(caps), [built_s], clock
-        self._measured = False
-        own = seconds * len(caps) / max(1, count)
+        self.caps, self._built_s, self._clock = dict(caps), built_s, clock
+        self._done: dict[str, float] = {}  # what they took
+        share = len(caps) / max(1, count)
+        own = (seconds - after_s) * share
         self._deadline = clock() + own
         self.planned = self._shares()
         if short := [name for name, share in self.planned.items() if share < min(LEAST_TRAIN_S, self.caps[name])]:
-            needed = len(caps) * built_s + LEAST_TRAIN_S * len(self.planned)
+            needed = (self._besides() + LEAST_TRAIN_S * len(self.planned)) / share + after_s
             raise InputError(
-                f"{own / 60:.3g} minutes leave {short[0]} {max(0.0, self.planned[short[0]]):.0f} s to train in, as "
-                f"{len(caps)} methods take about {built_s:.0f} s each besides; give at least "
-                f"{math.ceil(needed * max(1, count) / max(1, len(caps)) / 60)} minutes, or name fewer methods"
+                f"{seconds / 60:.3g} minutes leave {short[0]} {max(0.0, self.planned[short[0]]):.0f} s to train in, as "
+                f"{len(caps)} methods take about {self._besides() / len(caps):.0f} s each besides, and {after_s:.0f} s "
+                f"are for what comes after them; give at least {math.ceil(needed / 60)} minutes, or name fewer methods"
             )
 
+    def _besides(self) -> float:
+        """What the methods that are left take besides their training."""
+        expected = sum(self._built_s[name] for name in self._done)
+        correction = sum(self._done.values()) / expected if expected else 1.0
+        return correction * sum(self._built_s[name] for name in self.caps)
+
     def _shares(self) -> dict[str, float]:
-        left = self._deadline - self._clock() - len(self.caps) * statistics.mean(self._built_s)
+        left = self._deadline - self._clock() - self._besides()
         return shared_seconds(left, {name: cap for name, cap in self.caps.items() if cap is not None})
 
     def seconds_of(self, name: str) -> float | None:
@@ -256,5 +294,4 @@ class TimePlan:
         """A method is done, or failed: None."""
         self.caps.pop(name)
         if built_s is not None:
-            self._built_s = [*(self._built_s if self._measured else ()), built_s]
-            self._measured = True
+            self._done[name] = built_s

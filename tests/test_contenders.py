@@ -6,9 +6,11 @@ import pytest
 
 from grd_edge.config import profile_names
 from grd_edge.contenders import (
+    BUILD_S,
     Contender,
     TimePlan,
     contenders_from_text,
+    expected_build_s,
     fitted,
     profiles_of_all,
     shared_seconds,
@@ -162,6 +164,15 @@ def test_shares(pool, caps, shares):
     assert shared_seconds(pool, caps) == pytest.approx(shares) and list(shared_seconds(pool, caps)) == list(caps)
 
 
+def test_what_a_method_takes_besides_follows_from_images_and_network():
+    few, many = headers((128, 128)), headers((128, 128)) * 40
+    small = contender("model.base=2", "model.patch_h=64", "model.patch_w=64", "geometry.scale_px=null")
+    large = contender("model.base=8", "model.patch_h=64", "model.patch_w=64", "geometry.scale_px=null")
+    assert BUILD_S < expected_build_s(small, few) < expected_build_s(small, many)
+    assert expected_build_s(large, many) > expected_build_s(small, many)
+    assert expected_build_s(small, headers((32, 32))) == BUILD_S  # no patch fits, which its turn tells
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 1000.0
@@ -172,14 +183,16 @@ class Clock:
 
 def test_the_plan_follows_what_is_left():
     clock = Clock()
-    plan = TimePlan(300, {"bank": None, "a": 500, "b": 500}, count=3, built_s=20, clock=clock)
+    plan = TimePlan(
+        300, {"bank": None, "a": 500, "b": 500}, count=3, built_s=dict.fromkeys(("bank", "a", "b"), 20), clock=clock
+    )
     assert plan.planned == {"a": 120, "b": 120} and plan.seconds_of("bank") is None
     clock.now += 50  # of which 30 were its fit
     plan.done("bank", 20)
     assert plan.seconds_of("a") == pytest.approx((250 - 40) / 2)
     clock.now += 105 + 60  # its build took three times as long as was thought
     plan.done("a", 60)
-    assert plan.seconds_of("b") == pytest.approx(85 - 40)  # mean of what was measured
+    assert plan.seconds_of("b") == pytest.approx(85 - 40)  # twice what was expected, so far
     clock.now += 500
     assert plan.seconds_of("b") == 5  # never nothing
     plan.done("b", None)
@@ -187,16 +200,25 @@ def test_the_plan_follows_what_is_left():
 
 def test_methods_that_are_complete_have_had_their_share():
     """Who adds one method to two complete ones gives it as long as these had."""
-    whole = TimePlan(300, {"a": 500, "b": 500, "c": 500}, count=3, built_s=20, clock=Clock())
-    added = TimePlan(300, {"c": 500}, count=3, built_s=20, clock=Clock())
+    built_s = dict.fromkeys("abc", 20)
+    whole = TimePlan(300, {"a": 500, "b": 500, "c": 500}, count=3, built_s=built_s, clock=Clock())
+    added = TimePlan(300, {"c": 500}, count=3, built_s=built_s, clock=Clock())
     assert added.planned["c"] == whole.planned["c"] == 80
 
 
 def test_too_little_time_says_how_much_is_needed():
+    built_s = {"a": 30, "b": 60}
     with pytest.raises(
-        InputError, match=r"1 minutes leave a 0 s to train in, as 2 methods take about 45 s each besides; "
+        InputError,
+        match=r"1 minutes leave a 0 s to train in, as 2 methods take about 45 s each besides, and 0 s are for what "
+        r"comes after them; give at least 2 minutes",
     ):
-        TimePlan(60, {"a": 500, "b": 500}, count=2, built_s=45)
-    needed = TimePlan(120, {"a": 500, "b": 500}, count=2, built_s=45)
+        TimePlan(60, {"a": 500, "b": 500}, count=2, built_s=built_s)
+    needed = TimePlan(120, {"a": 500, "b": 500}, count=2, built_s=built_s)
+    with pytest.raises(
+        InputError, match=r"2 minutes leave a 0 s .* 260 s are for .*; give at least 6 minutes, or name fewer methods"
+    ):
+        TimePlan(120, {"a": 500, "b": 500}, count=2, built_s=built_s, after_s=260)
+    TimePlan(360, {"a": 500, "b": 500}, count=2, built_s=built_s, after_s=260)
     assert needed.planned == pytest.approx({"a": 15, "b": 15}, abs=0.1)
-    assert TimePlan(60, {"a": 2.0}, count=1, built_s=45).planned == {"a": 2.0}
+    assert TimePlan(60, {"a": 2.0}, count=1, built_s=built_s).planned == {"a": 2.0}

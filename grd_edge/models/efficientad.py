@@ -147,7 +147,7 @@ class EfficientAd(Method):
     @torch.no_grad()
     def _normalize_teacher(self, patches: GoodPatches) -> None:
         """Folds into the teacher's last layer what gives each channel mean 0 and variance 1 on good patches."""
-        mean, std = channel_moments(self.teacher(self._normalized(x.to(self.mean))) for x in patches.every())
+        mean, std = channel_moments(self.teacher(self._normalized(x.to(self.mean))) for x in patches.spread())
         self.teacher.conv4.weight /= std.view(-1, 1, 1, 1)
         self.teacher.conv4.bias.sub_(mean).div_(std)
 
@@ -173,7 +173,7 @@ class EfficientAd(Method):
     @torch.no_grad()
     def finish(self, patches: GoodPatches) -> None:
         """Scales both maps so that the quantiles 0.9 and 0.995 of good patches become 0 and 0.1."""
-        low, high = map_quantiles(self._maps(x.to(self.mean)) for x in patches.every())
+        low, high = map_quantiles(self._maps(x.to(self.mean)) for x in patches.spread())
         scale = 0.1 / (high - low).clamp_min(1e-12)
         self.scale.copy_(scale.view(1, 2, 1, 1))
         self.offset.copy_((-low * scale).view(1, 2, 1, 1))

@@ -33,6 +33,8 @@ METHODS = {
     "efficientad": "grd_edge.models.efficientad:EfficientAd",
 }
 
+STATISTICS_PATCHES = 512
+
 
 @dataclass(frozen=True)
 class GoodPatches:
@@ -49,6 +51,24 @@ class GoodPatches:
     every: Callable[[], Iterator[torch.Tensor]]
     drawn: Callable[[int], torch.Tensor]
     note: Callable[[str], None] = lambda text: None
+
+    def spread(self, most: int = STATISTICS_PATCHES) -> Iterator[torch.Tensor]:
+        """Some of `every()`, in batches as large, for statistics of cells: every second one, as often as needed.
+
+        Args:
+            most: at most so many patches are left, and at least half as many; all where there are no more.
+        """
+        kept: list[torch.Tensor] = []
+        step, seen, size = 1, 0, 1
+        for batch in self.every():
+            size = max(size, len(batch))
+            for patch in batch:
+                if seen % step == 0:
+                    kept.append(patch.clone())
+                seen += 1
+                if len(kept) > most:
+                    kept, step = kept[::2], 2 * step
+        return (torch.stack(kept[start : start + size]) for start in range(0, len(kept), size))
 
 
 class Method(nn.Module):

@@ -87,7 +87,7 @@ class SuperSimpleNet(Method):
     @torch.no_grad()
     def begin(self, patches: GoodPatches) -> None:
         """The adaptor starts on normalized features, so that noise is as strong beside those of every backbone."""
-        mean, std = channel_moments(self._features(x.to(self.window)) for x in patches.every())
+        mean, std = channel_moments(self._features(x.to(self.window)) for x in patches.spread())
         self.adaptor.weight /= std.view(1, -1, 1, 1)
         self.adaptor.bias.copy_(-self.adaptor.weight[:, :, 0, 0] @ mean)
 

@@ -100,6 +100,21 @@ def test_no_method_is_left_out():
     assert SMALL.keys() == METHODS.keys()
 
 
+def test_patches_for_statistics_are_spread_over_all():
+    """As `every` where there are few; else every second, fourth, … one."""
+    patches = GoodPatches(lambda: iter(torch.arange(25.0).view(25, 1, 1, 1).split(4)), lambda step: torch.empty(0))
+    for most, numbers in (
+        (25, range(25)),
+        (24, range(0, 25, 2)),
+        (12, range(0, 25, 4)),
+        (7, range(0, 25, 4)),
+        (1, [0]),
+    ):
+        found = list(patches.spread(most))
+        assert torch.cat(found).flatten().tolist() == list(numbers)
+        assert [len(batch) for batch in found[:-1]] == [4] * (len(found) - 1)
+
+
 def test_a_checkpoint_comes_back_as_it_was(trained, patches):
     assert trained.stored.config == trained.config and trained.stored.config.method.name == trained.name
     assert trained.stored.provenance["method"] == trained.name
