@@ -263,12 +263,11 @@ class TimePlan:
     ) -> None:
         self.caps, self._built_s, self._clock = dict(caps), built_s, clock
         self._done: dict[str, float] = {}  # what they took
-        share = len(caps) / max(1, count)
-        own = (seconds - after_s) * share
-        self._deadline = clock() + own
+        part = len(caps) / max(1, count)
+        self._deadline = clock() + (seconds - after_s) * part
         self.planned = self._shares()
         if short := [name for name, share in self.planned.items() if share < min(LEAST_TRAIN_S, self.caps[name])]:
-            needed = (self._besides() + LEAST_TRAIN_S * len(self.planned)) / share + after_s
+            needed = (self._besides() + LEAST_TRAIN_S * len(self.planned)) / part + after_s
             raise InputError(
                 f"{seconds / 60:.3g} minutes leave {short[0]} {max(0.0, self.planned[short[0]]):.0f} s to train in, as "
                 f"{len(caps)} methods take about {self._besides() / len(caps):.0f} s each besides, and {after_s:.0f} s "

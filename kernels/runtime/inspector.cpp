@@ -28,7 +28,7 @@ namespace {
 
 /* As many threads to score with as the engine has, which wait meanwhile. */
 void open_pool(grd_inspector *inspector, const grd_inspector_params *params) {
-    constexpr int32_t kMostThreads = 8; /* waking more of them costs what they save */
+    constexpr int32_t kMostThreads = 8; /* for some tens of patches, of some tens of microseconds each, more cost what they save */
     const Model &model = inspector->model;
     if (model.frames != nullptr || model.scores_itself()) return;
     const int32_t asked = params != nullptr ? params->threads : 0;
@@ -36,7 +36,8 @@ void open_pool(grd_inspector *inspector, const grd_inspector_params *params) {
     if (threads < 2) return;
     grd_pool *pool = nullptr;
     const grd_status status = grd_pool_open(threads, &pool);
-    if (status != GRD_OK) fail(status, text("%d threads to score with cannot be started; open with fewer threads", threads));
+    if (status != GRD_OK)
+        fail(status, text("%d threads to score with cannot be started; open with fewer threads", threads));
     inspector->pool.reset(pool);
     inspector->work.share_scoring(pool);
 }
