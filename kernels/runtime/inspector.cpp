@@ -28,7 +28,7 @@ namespace {
 
 /* As many threads to score with as the engine has, which wait meanwhile. */
 void open_pool(grd_inspector *inspector, const grd_inspector_params *params) {
-    constexpr int32_t kMostThreads = 8; /* for some tens of patches, of some tens of microseconds each, more cost what they save */
+    constexpr int32_t kMostThreads = 8; /* on some tens of patches more cost what they save */
     const Model &model = inspector->model;
     if (model.frames != nullptr || model.scores_itself()) return;
     const int32_t asked = params != nullptr ? params->threads : 0;
