@@ -29,6 +29,7 @@ LEAST_TRAIN_S = 5.0
 BUILD_S = 10.0  # of a method in FP32 besides training and scoring, on 2 cores
 ENGINE_SHARE = 0.6  # of PyTorch's time for a patch: what an FP32 engine takes, heatmap and figures included
 TIMED_PATCHES = 8
+MARGIN = 1.1  # of the minutes that are named where there are too few: the next call times the networks anew
 EDGE = "_edge"  # end of the name of a profile that is another one made for minutes and small machines
 
 
@@ -267,7 +268,7 @@ class TimePlan:
         self._deadline = clock() + (seconds - after_s) * part
         self.planned = self._shares()
         if short := [name for name, share in self.planned.items() if share < min(LEAST_TRAIN_S, self.caps[name])]:
-            needed = (self._besides() + LEAST_TRAIN_S * len(self.planned)) / part + after_s
+            needed = MARGIN * ((self._besides() + LEAST_TRAIN_S * len(self.planned)) / part + after_s)
             raise InputError(
                 f"{seconds / 60:.3g} minutes leave {short[0]} {max(0.0, self.planned[short[0]]):.0f} s to train in, as "
                 f"{len(caps)} methods take about {self._besides() / len(caps):.0f} s each besides, and {after_s:.0f} s "

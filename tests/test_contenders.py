@@ -216,9 +216,9 @@ def test_too_little_time_says_how_much_is_needed():
         TimePlan(60, {"a": 500, "b": 500}, count=2, built_s=built_s)
     needed = TimePlan(120, {"a": 500, "b": 500}, count=2, built_s=built_s)
     with pytest.raises(
-        InputError, match=r"2 minutes leave a 0 s .* 260 s are for .*; give at least 6 minutes, or name fewer methods"
+        InputError, match=r"2 minutes leave a 0 s .* 260 s are for .*; give at least 7 minutes, or name fewer methods"
     ):
         TimePlan(120, {"a": 500, "b": 500}, count=2, built_s=built_s, after_s=260)
-    TimePlan(360, {"a": 500, "b": 500}, count=2, built_s=built_s, after_s=260)
+    TimePlan(420, {"a": 500, "b": 500}, count=2, built_s=built_s, after_s=260)
     assert needed.planned == pytest.approx({"a": 15, "b": 15}, abs=0.1)
     assert TimePlan(60, {"a": 2.0}, count=1, built_s=built_s).planned == {"a": 2.0}
