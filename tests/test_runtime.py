@@ -233,7 +233,10 @@ def anonymous_bytes() -> int:
 
 
 def test_an_engine_that_threads_use_in_turn_takes_no_more_memory(tiny_bundle):
-    """OpenVINO lost a kilobyte a call when these came from several threads."""
+    """OpenVINO lost a kilobyte a call when these came from several threads, 6 MB in each round here.
+
+    What else the process did before may make its allocator grow once, so one round without growth is enough.
+    """
     frame, calls = np.zeros((32, 32), np.uint8), 3000
     with Inspector(tiny_bundle, threads=1) as inspector, ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
 
@@ -243,6 +246,9 @@ def test_an_engine_that_threads_use_in_turn_takes_no_more_memory(tiny_bundle):
                     thread.submit(inspector.inspect, frame).result()
 
         inspect(calls // 10)
-        before = anonymous_bytes()
-        inspect(calls)
-        assert anonymous_bytes() - before < 1 << 20
+        grown = []
+        while len(grown) < 3 and not any(each < 1 << 20 for each in grown):
+            before = anonymous_bytes()
+            inspect(calls)
+            grown.append(anonymous_bytes() - before)
+        assert min(grown) < 1 << 20, grown
