@@ -20,6 +20,7 @@ TWICE = """    if (patch.positions > 0) {
         kVariants[call.variant]->run(part, patch, scratch + count_bytes(call.job));
     }
 """
+ROUNDS = 4
 GROUP, RACED = "score 256x256 float32 limit", "bench/bench_score_limit.py"
 
 
@@ -46,32 +47,45 @@ def planted(native_build, tmp_path_factory):
     return folder
 
 
-def measured(library, limits, folder, monkeypatch):
-    """What the gate says of a library whose rows are held to limits, and the values of its three attempts by row."""
+def gated(library, limits, folder, monkeypatch):
+    """What the gate measured of a library at each attempt, by row; a row has as many attempts as it missed, or one more.
+
+    Args:
+        library: folder of libgrd_edge.so.
+        limits: what each row is held to, as a part of the FMA limit's speed.
+    """
     held = {row: {"rounds": 1000, "faster_than": {"fma": limit}} for row, limit in limits.items()}
     budgets = folder / "budgets.yaml"
     budgets.write_text(yaml.safe_dump({"everywhere": {GROUP: held}}), encoding="utf-8")
     monkeypatch.setenv("GRD_LIBRARY_DIR", str(library))
     command = [sys.executable, "-m", "grd_edge.bench.gate", "--budgets", str(budgets), RACED]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stdout.count("missed") == len(limits), done.stdout + done.stderr
-    return {
-        row: [
-            float(value)
-            for value in re.findall(rf"^missed +([0-9., ]+?) +>=.* {row}:", done.stdout, re.M)[0].split(",")
-        ]
-        for row in limits
-    }
+    lines = {row: re.findall(rf"^(holds|missed) +([0-9., ]+?) +>=.* {row}:", done.stdout, re.M) for row in limits}
+    assert all(len(found) == 1 for found in lines.values()), done.stdout + done.stderr
+    assert done.returncode == any(verdict == "missed" for ((verdict, _),) in lines.values())
+    return {row: [float(value) for value in values.split(",")] for row, ((_, values),) in lines.items()}
 
 
 @pytest.mark.slow
 def test_fifteen_percent_in_the_scoring_kernel_are_caught(native_build, planted, tmp_path, monkeypatch):
-    """On any machine: first measured, held to what no kernel reaches, then to 7 % less than that, as on a device."""
+    """On any machine: held to what no kernel reaches, then to 7 % less than was measured, as on a device.
+
+    The unchanged library runs before and after. Where it does not keep its own limits, or the planted work costs more
+    than it can, the machine became slower or faster in between: such a round says nothing of the gate.
+    """
     rows = [f"native-{name}" for name, supported in variants().items() if supported and name != "scalar"]
     if not rows:
         pytest.skip("this CPU has no vector variant; the scalar one is the definition and is not raced")
-    unchanged = measured(native_build, dict.fromkeys(rows, 1e3), tmp_path, monkeypatch)
-    slower = measured(planted, {row: 0.93 * max(unchanged[row]) for row in rows}, tmp_path, monkeypatch)
-    for row in rows:
-        assert len(unchanged[row]) == len(slower[row]) == 3
-        assert 0.8 < max(slower[row]) / max(unchanged[row]) < 0.93, (unchanged, slower)
+    seen = []
+    for _ in range(ROUNDS):
+        before = gated(native_build, dict.fromkeys(rows, 1e3), tmp_path, monkeypatch)
+        assert all(len(attempts) == 3 for attempts in before.values())
+        best = {row: max(attempts) for row, attempts in before.items()}
+        limits = {row: 0.93 * best[row] for row in rows}
+        slower = gated(planted, limits, tmp_path, monkeypatch)
+        after = gated(native_build, limits, tmp_path, monkeypatch)
+        seen.append((before, slower, after))
+        if all(0.93 < max(after[row]) / best[row] < 1.07 and 0.8 < max(slower[row]) / best[row] for row in rows):
+            assert all(len(slower[row]) == 3 and max(slower[row]) < limits[row] for row in rows), seen
+            return
+    pytest.fail(f"no round in which the machine kept its speed: {seen}")
