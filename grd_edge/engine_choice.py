@@ -121,6 +121,8 @@ class Trial:
             bench = Bench(Candidate("fp32", fp32, MODEL), selection, self.config, opened=opened, batch=batch)
         except EngineError as error:
             return {target.name: unmeasured(str(error)) for target in built}
+        if why := bench.blind():
+            return {target.name: unmeasured(why) for target in built}
         found = {}
         for target, by_precision in built.items():
             candidates = [candidate(target, precision) for precision in by_precision]

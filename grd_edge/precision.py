@@ -19,7 +19,7 @@ from grd_edge.config import Config
 from grd_edge.engine.native import NativeEngine, PatchScores, engine_entry
 from grd_edge.errors import EngineError, InputError
 from grd_edge.machine import cpu_name
-from grd_edge.metrics import auroc, paired_bootstrap
+from grd_edge.metrics import auroc, bootstrap_interval, paired_bootstrap
 from grd_edge.selection import Selection
 from grd_edge.thresholds import fit_good_only
 
@@ -189,6 +189,22 @@ class Bench:
         with self._opened(candidate, self.config) as engine:
             self.version = engine.version
             return engine.scores(selection.patches)
+
+    def blind(self) -> str:
+        """Why a budget of accuracy says nothing here, in a sentence without its full stop; "" where it does.
+
+        A network that ranks good patches and synthetic defects by chance may lose all of what it knows and still flip
+        nothing.
+        """
+        labels = self.selection.labels
+        low, high = bootstrap_interval(auroc, self.reference.deciding, labels, n=500)
+        if low > 0.5:
+            return ""
+        return (
+            "fp32 itself does not tell synthetic defects from good patches (AUROC "
+            f"{auroc(self.reference.deciding, labels):.2f}, 95 % {low:.2f} to {high:.2f}), so nothing shows what a "
+            "lower precision costs; train it longer or otherwise, or ask for a precision by its name"
+        )
 
     def accuracy(self, candidate: Candidate, *, part: int | None = None) -> Accuracy:
         """A candidate's engine on the selection, or on about `part` good and `part` defective patches of it.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -31,6 +32,7 @@ from grd_edge.precision import (
     Tried,
     chosen,
     only_fp32,
+    outside,
     unable,
 )
 from grd_edge.qat import table_of_checkpoint
@@ -72,8 +74,8 @@ def choice_of_checkpoint(
     recipe: str | Path = DEFAULT_RECIPE,
     watch: Watcher = SILENT,
 ) -> Choice:
-    """As `choice_from_samples`, for a checkpoint: INT8 with ranges by a recipe, of its model as it is and with channels
-    equalized, or INT8 of the checkpoint that was fine-tuned from it.
+    """As `choice_from_samples`, for a checkpoint: INT8 of the one that was fine-tuned from it. Where there is none, or
+    it is outside the budget: with ranges by a recipe, of the checkpoint's model as it is and with channels equalized.
 
     Args:
         model: the exported checkpoint, serialized, and `file`, where a bundle holds it.
@@ -92,9 +94,16 @@ def choice_of_checkpoint(
             raise InputError("the checkpoint of --qat was not fine-tuned; make one with: grd-edge train --qat")
         return [Source("fine-tuned", exported, table, same=False)]
 
-    sources_of = fine_tuned if student else calibrated
     return choice_from_samples(
-        model, file, samples, checkpoint.config, request=request, budget=budget, sources_of=sources_of, watch=watch
+        model,
+        file,
+        samples,
+        checkpoint.config,
+        request=request,
+        budget=budget,
+        sources_of=fine_tuned if student else calibrated,
+        otherwise_of=calibrated if student else None,
+        watch=watch,
     )
 
 
@@ -150,6 +159,7 @@ def choice_from_samples(
     request: Request = "auto",
     budget: Budget = DEFAULT_BUDGET,
     sources_of: Callable[[Selection], Sequence[Source]],
+    otherwise_of: Callable[[Selection], Sequence[Source]] | None = None,
     watch: Watcher = SILENT,
 ) -> Choice:
     """The precision that ships for the `cpu` target, measured on this machine.
@@ -158,6 +168,8 @@ def choice_from_samples(
         fp32: serialized model, and `file`, where a bundle holds it.
         samples: good images of the training; the calibration split is for thresholds only.
         sources_of: what INT8 can be written from, given the patches of the selection.
+        otherwise_of: the same, of models with the FP32 model's function, for when those of `sources_of` have another
+            one and are outside the budget.
 
     Raises:
         InputError: an unknown request, images or ranges that cannot be used.
@@ -172,7 +184,8 @@ def choice_from_samples(
     watch.stage("scoring fp32")
     bench = Bench(Candidate("fp32", fp32, file), selection, config)
     tried: list[Tried] = []
-    bf16 = _bf16(bench, watch) if request in ("auto", "bf16") else None
+    why = bench.blind() if request == "auto" else ""
+    bf16 = _bf16(bench, watch) if request in ("auto", "bf16") and not why else None
     if bf16:
         tried.append(bf16)
     source, sources = None, ()
@@ -183,10 +196,20 @@ def choice_from_samples(
             if request == "int8":
                 raise
             tried.append(Tried(Candidate("int8", b"", MODEL), lost=f"it cannot be calibrated: {error}"))
+    if why:
+        return _with_ranges(only_fp32(file, why, tried), next(iter(sources), None), file)
     if sources:
         # What is kept is to be nearer than INT8: where all of it in BF16 is too far off, a part of it will be, too.
         with_bf16 = bool(bf16 and not bf16.lost and bf16.accuracy.inside(budget))
-        source, found = _int8(bench, sources, budget, asked=request == "int8", with_bf16=with_bf16, watch=watch)
+        source, found = _int8(
+            bench,
+            sources,
+            budget,
+            otherwise=partial(otherwise_of, selection) if otherwise_of else None,
+            asked=request == "int8",
+            with_bf16=with_bf16,
+            watch=watch,
+        )
         tried += found
     if request != "auto" and all(each.lost for each in tried):
         raise EngineError(f"{request} was asked for, but {tried[0].lost}; build with --precision auto")
@@ -195,9 +218,14 @@ def choice_from_samples(
         watch.stage("timing precisions in turn")
         speeds = bench.race([each.candidate for each in ready])
         measured = {id(each): speed for each, speed in zip(ready, speeds, strict=True)}
-        tried = [replace(each, speed=measured.get(id(each))) for each in tried]
+        tried = [replace(each, speed=measured.get(id(each), each.speed)) for each in tried]
     choice = chosen(bench, tried, budget=budget, request=request)
-    if source:  # also where INT8 lost here, so that it can be built for another device
+    return _with_ranges(choice, source, file)
+
+
+def _with_ranges(choice: Choice, source: Source | None, file: str) -> Choice:
+    """Also where INT8 lost here, so that it can be built for another device."""
+    if source:
         choice.files[RANGES] = source.table.to_bytes()
         # The model that the ranges belong to.
         choice.files[file if source.same else FINE_TUNED] = source.model
@@ -214,11 +242,18 @@ def _bf16(bench: Bench, watch: Watcher) -> Tried:
 
 
 def _int8(
-    bench: Bench, sources: Sequence[Source], budget: Budget, *, asked: bool, with_bf16: bool, watch: Watcher
+    bench: Bench,
+    sources: Sequence[Source],
+    budget: Budget,
+    *,
+    otherwise: Callable[[], Sequence[Source]] | None,
+    asked: bool,
+    with_bf16: bool,
+    watch: Watcher,
 ) -> tuple[Source, list[Tried]]:
-    """INT8 from the most accurate source, in the form that is fastest here; where that is outside the budget, with the
-    fewest layers in higher precision that is inside. Unless it is `asked` for, nothing more is measured of an INT8 that
-    is not faster.
+    """INT8 from the most accurate source, in the form that is fastest here; where that is outside the budget, from
+    those of `otherwise`, and with the fewest layers in higher precision that is inside. Nothing more is measured of an
+    INT8 that is not faster, but where it is `asked` for.
 
     Returns:
         The source, and all that was tried.
@@ -235,22 +270,45 @@ def _int8(
     if not (fastest.speed.faster or asked):
         return first, [replace(fastest, lost=f"not faster: {fastest.speed.speedup:.2f} times fp32's speed"), *others]
     form = fastest.candidate.details["form"]
+    source, found = _most_accurate(bench, sources, form, watch)
+    if found[0].accuracy.inside(budget):
+        return source, found + others
+    if otherwise is None:
+        return source, _kept(bench, source, form, budget, with_bf16, watch) + found + others
+    # Layers in higher precision would bring a fine-tuned model nearer to its own FP32 form, not to the checkpoint's.
+    calibrated, theirs = _most_accurate(bench, otherwise(), form, watch)
+    if not theirs[0].accuracy.inside(budget):
+        theirs = _kept(bench, calibrated, form, budget, with_bf16, watch) + theirs
+    if not theirs[0].accuracy.inside(budget):
+        lost = [replace(each, lost=each.lost or f"from {calibrated.name}: {_beyond(each, budget)}") for each in theirs]
+        return source, found + lost + others
+    lost = [replace(each, speed=fastest.speed, lost=_beyond(each, budget)) for each in found]
+    return calibrated, theirs + lost + others
+
+
+def _most_accurate(bench: Bench, sources: Sequence[Source], form: str, watch: Watcher) -> tuple[Source, list[Tried]]:
+    """INT8 of all layers from each source: the source of the most accurate, and all, that one first."""
     whole = []
     for each in sources:
         watch.stage(f"scoring int8, {each.name}")
         candidate = _candidate(each, form)
         whole.append(Tried(candidate, bench.accuracy(candidate)))
     best = min(range(len(sources)), key=lambda index: whole[index].accuracy.phi_diff_std)
-    source, tried = sources[best], [whole.pop(best)]
-    deviation = tried[0].accuracy.phi_diff_std
-    others += [
-        replace(
-            each, lost=f"less accurate than {source.name}: {each.accuracy.phi_diff_std:.4f} against {deviation:.4f}"
-        )
-        for each in whole
+    source, found = sources[best], whole.pop(best)
+    deviation = found.accuracy.phi_diff_std
+    return source, [
+        found,
+        *(
+            replace(
+                each, lost=f"less accurate than {source.name}: {each.accuracy.phi_diff_std:.4f} against {deviation:.4f}"
+            )
+            for each in whole
+        ),
     ]
-    if tried[0].accuracy.inside(budget):
-        return source, tried + others
+
+
+def _kept(bench: Bench, source: Source, form: str, budget: Budget, with_bf16: bool, watch: Watcher) -> list[Tried]:
+    """INT8 with the fewest layers in higher precision that is inside the budget; none: no number of them is."""
     watch.stage("measuring what each layer costs")
     graph = onnx.load_from_string(source.model)
     order = keep_order(layer_effects(bench, graph, source.table, style=STYLE, on_progress=watch.progress))
@@ -263,13 +321,18 @@ def _int8(
         return found[kept].accuracy.inside(budget)
 
     kept = _least(1, len(order), inside)  # all of them is no INT8
-    if kept < len(order):
-        tried.insert(0, found[kept])
-        if with_bf16:  # in FP32 what is kept is slower, but nearer
-            watch.stage("scoring int8 with the same layers in fp32")
-            plain = _candidate(source, form, order[:kept])
-            tried.insert(1, Tried(plain, bench.accuracy(plain)))
-    return source, tried + others
+    if kept == len(order):
+        return []
+    tried = [found[kept]]
+    if with_bf16:  # in FP32 what is kept is slower, but nearer
+        watch.stage("scoring int8 with the same layers in fp32")
+        plain = _candidate(source, form, order[:kept])
+        tried.append(Tried(plain, bench.accuracy(plain)))
+    return tried
+
+
+def _beyond(tried: Tried, budget: Budget) -> str:
+    return f"outside the budget: {outside(tried.accuracy, budget)}"
 
 
 def _candidate(source: Source, form: str, keep: Sequence[str] = (), *, with_bf16: bool = False) -> Candidate:

@@ -286,6 +286,12 @@ def test_a_reference_that_does_not_run(machine, path, trial, monkeypatch):
     assert unmeasured(tried, bundle, RTX, "there is no NVIDIA driver")
 
 
+def test_a_reference_at_chance(machine, path, trial, monkeypatch):
+    monkeypatch.setattr(engine_choice.Bench, "blind", lambda bench: "fp32 itself does not tell")
+    _, tried, bundle = chosen(path, RTX, trial)
+    assert unmeasured(tried, bundle, RTX, "fp32 itself does not tell")
+
+
 def test_fp16_that_cannot_be_built_is_an_error(machine, path, trial):
     machine.broken["fp16"] = "out of luck"
     before = read_bundle(path).seal

@@ -153,6 +153,30 @@ def test_a_threshold_is_fitted_on_each_precision_s_own_scores(bench, selection):
     assert blind.flips == defective[len(selection.good) :].sum() and blind.auroc == 0
 
 
+@pytest.mark.parametrize(("asked", "ships"), [("auto", {"fp32"}), ("int8", {"int8", "int8-bf16"})])
+def test_a_network_at_chance_proves_no_budget(tiny_checkpoint, dataset, monkeypatch, asked, ships):
+    """What knows nothing has nothing to lose: INT8 may scramble all ranks and flip no decision."""
+    scores = Bench._scores
+
+    def shuffled(self, candidate, selection):
+        found = scores(self, candidate, selection)
+        order = np.random.default_rng(0).permutation(len(found.deciding))
+        return found._replace(deciding=found.deciding[order])
+
+    monkeypatch.setattr(Bench, "_scores", shuffled)
+    model = onnx_from_checkpoint(tiny_checkpoint)
+    choice = choice_of_checkpoint(tiny_checkpoint, dataset.train, model, MODEL, request=asked, budget=Budget(1, 1))
+    assert choice.precision["chosen"]["cpu"] in ships and RANGES in choice.files
+    if asked == "auto":
+        why = choice.precision["why"]
+        assert why.startswith("fp32 itself does not tell synthetic defects from good patches (AUROC 0.")
+        assert not choice.precision["tried"] and "\n" not in why
+
+
+def test_a_network_that_tells_defects_proves_one(bench):
+    assert bench.blind() == ""
+
+
 def test_the_selection_is_the_same_every_time(selection, dataset, tiny_config):
     again = selection_from_samples(dataset.train, tiny_config)
     assert np.array_equal(selection.patches, again.patches)

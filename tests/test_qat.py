@@ -1,14 +1,16 @@
 """Fine-tuning with fake quantization: it helps, it repeats, and its ranges reach the build."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 
+from grd_edge import search
 from grd_edge.build import bundle_from_checkpoint
-from grd_edge.bundle import MODEL, RANGES
+from grd_edge.bundle import FINE_TUNED, MODEL, RANGES
 from grd_edge.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from grd_edge.config import overlaid_config
 from grd_edge.data.dataset import content_ids, dataset_from_folder
@@ -17,6 +19,7 @@ from grd_edge.data.images import file_sha256
 from grd_edge.errors import CheckpointError, ConfigError, DivergedError, InputError
 from grd_edge.export import onnx_from_checkpoint
 from grd_edge.files import sha256_hex
+from grd_edge.precision import Accuracy, Bench, Budget, Speed
 from grd_edge.qat import (
     checkpoint_from_qat,
     qat_config,
@@ -29,6 +32,7 @@ from grd_edge.quantize import qdq_from_onnx
 from grd_edge.ranges import RangeTable, table_from_json
 from grd_edge.score import score_patches_f64
 from grd_edge.search import choice_of_checkpoint
+from grd_edge.sensitivity import Effect
 from grd_edge.train import checkpoint_from_dataset
 
 
@@ -148,7 +152,9 @@ def test_a_bundle_holds_the_teacher_in_fp32_and_the_student_in_int8(teacher, dat
     student = student_of(*paths)
 
     def choose(model):
-        return choice_of_checkpoint(teacher, dataset.train, model, MODEL, student=student, request="int8")
+        return choice_of_checkpoint(
+            teacher, dataset.train, model, MODEL, student=student, request="int8", budget=Budget(1, 1)
+        )
 
     built = bundle_from_checkpoint(teacher, tmp_path / "b.grdb", choose=choose)
     assert built.files[MODEL] == onnx_from_checkpoint(teacher)
@@ -163,6 +169,50 @@ def test_a_bundle_holds_the_teacher_in_fp32_and_the_student_in_int8(teacher, dat
     write_checkpoint(paths[0], Checkpoint(teacher.config, teacher.weights, {"dataset": "another"}))
     with pytest.raises(CheckpointError, match="fine-tuned from another checkpoint"):
         student_of(*paths)
+
+
+@pytest.mark.parametrize(
+    ("good", "ships", "lost"),
+    [
+        (("fine-tuned", 0), ("fine-tuned", 0), ""),
+        (("equalized", 0), ("equalized", 0), "outside the budget: 9 of 640 patches flip"),
+        (("calibrated", 1), ("calibrated", 1), "outside the budget: 9 of 640 patches flip"),
+        (None, None, "outside the budget: 9 of 640 patches flip"),
+    ],
+)
+def test_a_fine_tuning_that_is_outside_the_budget_gives_way_to_calibration(
+    teacher, tuned, dataset, model, monkeypatch, good, ships, lost
+):
+    """Kept layers bring it nearer to its own FP32 form alone, so they are kept in the checkpoint's model."""
+    inside = Accuracy(640, 0.95, 0.0, (-0.001, 0.001), 0, 1e-4, 1e-3, 1e-4)
+    outside = replace(inside, flips=9, phi_diff_std=1e-2)
+    effects = [Effect(name, 0.5, outside) for name in ("encoder.stem.0", "decoder.out", "decoder.up.0")]
+    searched = []
+
+    def accuracy(_, candidate, **__):
+        kept, source = candidate.details.get("keep", []), candidate.details.get("from")
+        nearer = replace(outside, phi_diff_std=5e-3) if source == "calibrated" else outside
+        return inside if good and source == good[0] and len(kept) >= good[1] else nearer
+
+    def effects_of(bench, graph, table, **__):
+        searched.append(table.algorithm)
+        return effects
+
+    monkeypatch.setattr(Bench, "accuracy", accuracy)
+    monkeypatch.setattr(Bench, "race", lambda _, raced, base=None: [Speed(8, 10, 30, 3, (2.9, 3.1))] * len(raced))
+    monkeypatch.setattr(search, "layer_effects", effects_of)
+    choice = choice_of_checkpoint(teacher, dataset.train, model, MODEL, student=tuned)
+    tried = choice.precision["tried"]
+    won = [(each["from"], len(each["keep"])) for each in tried if not each["lost"]]
+    assert won == ([ships] if ships else [])
+    assert choice.precision["chosen"] == {"cpu": "int8" if ships else "fp32"}
+    own = next(each for each in tried if each.get("from") == "fine-tuned")
+    assert own["lost"].startswith(lost) and own["speed"]["speedup"] == 3 and not own["keep"]
+    assert searched == ([] if ships and not ships[1] else ["peaks"])  # never in the fine-tuned one
+    table = table_from_json(json.loads(choice.files[RANGES]), "ranges")
+    fine_tuned = not ships or ships[0] == "fine-tuned"
+    assert (table.algorithm == "qat") == fine_tuned == (FINE_TUNED in choice.files)
+    assert table.model_sha256 == sha256_hex(choice.files[FINE_TUNED] if fine_tuned else choice.files[MODEL])
 
 
 def test_fixed_ranges_and_kept_layers_stay(teacher, dataset, short, model):

@@ -48,7 +48,7 @@ def planted(native_build, tmp_path_factory):
 
 
 def gated(library, limits, folder, monkeypatch):
-    """What the gate measured of a library at each attempt, by row; a row has as many attempts as it missed, or one more.
+    """What the gate measured of a library at each attempt, by row; where a row holds, there are no further attempts.
 
     Args:
         library: folder of libgrd_edge.so.
@@ -85,7 +85,7 @@ def test_fifteen_percent_in_the_scoring_kernel_are_caught(native_build, planted,
         slower = gated(planted, limits, tmp_path, monkeypatch)
         after = gated(native_build, limits, tmp_path, monkeypatch)
         seen.append((before, slower, after))
-        if all(0.93 < max(after[row]) / best[row] < 1.07 and 0.8 < max(slower[row]) / best[row] for row in rows):
+        if all(0.93 < max(after[row]) / best[row] < 1.07 and max(slower[row]) / best[row] > 0.8 for row in rows):
             assert all(len(slower[row]) == 3 and max(slower[row]) < limits[row] for row in rows), seen
             return
     pytest.fail(f"no round in which the machine kept its speed: {seen}")
