@@ -118,7 +118,9 @@ def bundle(
     max_flips: MaxFlips = 0.005,
     qat: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint that train --qat made from CHECKPOINT: INT8 is written from it."),
+        typer.Option(
+            help="Checkpoint that train --qat made from CHECKPOINT: INT8 is written from it, where inside the budget."
+        ),
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="How activation ranges are calibrated: a name or a YAML file.")
