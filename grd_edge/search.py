@@ -218,7 +218,7 @@ def choice_from_samples(
         watch.stage("timing precisions in turn")
         speeds = bench.race([each.candidate for each in ready])
         measured = {id(each): speed for each, speed in zip(ready, speeds, strict=True)}
-        tried = [replace(each, speed=measured.get(id(each), each.speed)) for each in tried]
+        tried = [replace(each, speed=measured.get(id(each))) for each in tried]
     choice = chosen(bench, tried, budget=budget, request=request)
     return _with_ranges(choice, source, file)
 
@@ -279,11 +279,10 @@ def _int8(
     calibrated, theirs = _most_accurate(bench, otherwise(), form, watch)
     if not theirs[0].accuracy.inside(budget):
         theirs = _kept(bench, calibrated, form, budget, with_bf16, watch) + theirs
-    if not theirs[0].accuracy.inside(budget):
-        lost = [replace(each, lost=each.lost or f"from {calibrated.name}: {_beyond(each, budget)}") for each in theirs]
-        return source, found + lost + others
-    lost = [replace(each, speed=fastest.speed, lost=_beyond(each, budget)) for each in found]
-    return calibrated, theirs + lost + others
+    if theirs[0].accuracy.inside(budget):
+        return calibrated, theirs + found + others
+    beyond = (each.lost or f"outside the budget: {outside(each.accuracy, budget)}" for each in theirs)
+    return source, found + [replace(each, lost=lost) for each, lost in zip(theirs, beyond, strict=True)] + others
 
 
 def _most_accurate(bench: Bench, sources: Sequence[Source], form: str, watch: Watcher) -> tuple[Source, list[Tried]]:
@@ -329,10 +328,6 @@ def _kept(bench: Bench, source: Source, form: str, budget: Budget, with_bf16: bo
         plain = _candidate(source, form, order[:kept])
         tried.append(Tried(plain, bench.accuracy(plain)))
     return tried
-
-
-def _beyond(tried: Tried, budget: Budget) -> str:
-    return f"outside the budget: {outside(tried.accuracy, budget)}"
 
 
 def _candidate(source: Source, form: str, keep: Sequence[str] = (), *, with_bf16: bool = False) -> Candidate:
